@@ -1,0 +1,38 @@
+# Everything here works on a fresh machine: each target makes .venv if needed, installs, and runs.
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test lint format base seeds clean
+
+demo: .venv/installed
+	$(BIN)/python -m rl.train_attending
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# the clinic's base checkpoint, made anew
+base: .venv/installed
+	$(BIN)/python -m rl.clinic.build
+
+# the README's table: five runs, none of them chosen
+seeds: .venv/installed
+	$(BIN)/python benchmarks/seeds.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rl,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
