@@ -1,0 +1,62 @@
+"""Model strings: `provider:model` becomes a LangChain chat model.
+
+`openai:` and `vllm:` are built in. Packages add providers by an entry point in the group `mmedagent_graph.models`,
+whose object is called with the model's name; `rl` adds `clinic:` and `transformers:` that way, so that this package
+needs no torch. Any other provider is left to `langchain.chat_models.init_chat_model` where LangChain is installed.
+"""
+
+import os
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+
+from langchain_core.language_models import BaseChatModel
+from pydantic import SecretStr
+
+GROUP = "mmedagent_graph.models"
+
+
+def load_model(name: str) -> BaseChatModel:
+    """The chat model that a string names.
+
+    Args:
+        name: `provider:model`, such as `openai:gpt-4o`, `vllm:Qwen/Qwen2.5-VL-7B-Instruct`, `clinic:base`.
+
+    Raises:
+        ValueError: if the string has no provider or names an unknown one; the message lists those that there are.
+    """
+    provider, colon, model = name.partition(":")
+    plugins = {entry.name: entry for entry in entry_points(group=GROUP)}
+    known = ", ".join(sorted({*BUILT_IN, *plugins}))
+    if not (colon and provider and model):
+        raise ValueError(f"model: {name!r} is not of the form 'provider:model'; providers are {known}")
+    if provider in BUILT_IN:
+        return BUILT_IN[provider](model)
+    if provider in plugins:
+        loaded: BaseChatModel = plugins[provider].load()(model)
+        return loaded
+    if find_spec("langchain") is None:
+        more = "install langchain for more"
+        raise ValueError(f"model: unknown provider {provider!r} in {name!r}; providers are {known} ({more})")
+    from langchain.chat_models import init_chat_model  # type: ignore[import-not-found, unused-ignore]
+
+    chat_model: BaseChatModel = init_chat_model(name)
+    return chat_model
+
+
+def _openai(model: str) -> BaseChatModel:
+    from langchain_openai import ChatOpenAI  # half a second of import, paid only where it is used
+
+    return ChatOpenAI(model=model)
+
+
+def _vllm(model: str) -> BaseChatModel:
+    """A model served by vLLM; `VLLM_BASE_URL` says where (by default this machine, port 8000)."""
+    from langchain_openai import ChatOpenAI
+
+    url = os.environ.get("VLLM_BASE_URL", "http://127.0.0.1:8000/v1")
+    key = os.environ.get("VLLM_API_KEY", "none")
+    return ChatOpenAI(model=model, base_url=url, api_key=SecretStr(key), use_responses_api=False)
+
+
+BUILT_IN: dict[str, Callable[[str], BaseChatModel]] = {"openai": _openai, "vllm": _vllm}

@@ -1,0 +1,88 @@
+"""The words: every prompt of every node is built here, for inference, training, evaluation and serving alike.
+
+Invariant: a prompt is a pure function of what the node was given. Nothing is sampled, dated or looked up, so the same
+case always renders to the same tokens. The authors' prompts are not public; these are ours.
+"""
+
+from collections.abc import Sequence
+
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+
+from mmedagent_graph.answers import letter
+from mmedagent_graph.images import ImageStore
+from mmedagent_graph.state import AttendingInput, CaseFields, Opinion, SpecialistInput, TriageInput
+
+SPECIALTIES: dict[str, str] = {
+    "Pathologist": "histology and cytology slides, microscopy",
+    "Radiologist": "X-ray, CT, MRI and other imaging of organs and bones",
+    "Surgeon": "endoscopy and photographs taken during operations",
+    "Oncologist": "tumour imaging, PET and staging",
+    "Endocrinologist": "thyroid and other glands, hormones and metabolism",
+    "Ophthalmologist": "the eye: fundus photographs and OCT",
+    "Dermatologist": "the skin: clinical photographs and dermoscopy",
+}
+"""The paper's seven specialties (MMedAgent-RL, section 3), each with what it reads; the order is the paper's."""
+
+FORMAT = "Reason between <think> and </think>, then give the answer between <answer> and </answer>."
+ONE_SPECIALTY = "Answer with the name of exactly one of the specialties."
+ONE_OPTION = "Answer with the text of exactly one of the options."
+FEW_WORDS = "Answer in a few words."
+
+TRIAGE = (
+    "You are the triage doctor. You see a patient's images and a question, and you choose who shall answer it.\n"
+    "Choose the specialty that reads this kind of image every day."
+)
+SPECIALIST = "You are a {specialty}. Answer the question from what you see in the images."
+ATTENDING = (
+    "You are the attending physician. You see the patient's images, the question and the opinions of the specialists.\n"
+    "Specialists can be wrong, alone or all together: weigh their opinions against what you see, then decide."
+)
+UNHEARD = "no opinion"
+
+
+def triage_messages(state: TriageInput, specialties: Sequence[str], store: ImageStore) -> list[BaseMessage]:
+    """The triage doctor's prompt: the case, and the specialties to choose from."""
+    described = [f"{name}: {SPECIALTIES[name]}" if name in SPECIALTIES else name for name in specialties]
+    question = [f"Question: {state['question']}", "Specialties:", *described]
+    return _messages([TRIAGE, ONE_SPECIALTY, FORMAT], question, state, store)
+
+
+def specialist_messages(state: SpecialistInput, store: ImageStore) -> list[BaseMessage]:
+    """A specialist's prompt: the case alone, so that the opinions are independent (paper, section 3)."""
+    system = [SPECIALIST.format(specialty=state["specialty"]), _how_to_answer(state), FORMAT]
+    return _messages(system, _case_lines(state), state, store)
+
+
+def attending_messages(state: AttendingInput, store: ImageStore) -> list[BaseMessage]:
+    """The attending physician's prompt: the case, and every opinion in the order of the doctors."""
+    heard = [line for opinion in state["opinions"] for line in _opinion_lines(opinion)]
+    question = [*_case_lines(state), "Opinions:", *(heard or [UNHEARD])]
+    return _messages([ATTENDING, _how_to_answer(state), FORMAT], question, state, store)
+
+
+def _how_to_answer(state: CaseFields) -> str:
+    return ONE_OPTION if state["options"] else FEW_WORDS
+
+
+def _case_lines(state: CaseFields) -> list[str]:
+    lines = [f"Context: {state['context']}"] if state["context"] else []
+    lines.append(f"Question: {state['question']}")
+    if state["options"]:
+        lines.append("Options:")
+        lines.extend(f"{letter(i)}. {option}" for i, option in enumerate(state["options"]))
+    return lines
+
+
+def _opinion_lines(opinion: Opinion) -> list[str]:
+    who = f"Doctor {opinion['doctor']} ({opinion['specialty']}): "
+    lines = [who + (UNHEARD if opinion["answer"] is None else opinion["answer"])]
+    if opinion["reasoning"]:
+        lines.append(f"Reasoning: {opinion['reasoning']}")
+    return lines
+
+
+def _messages(system: list[str], user: list[str], state: CaseFields, store: ImageStore) -> list[BaseMessage]:
+    """Images come before the words of the user's turn, where Qwen2.5-VL and TRL put them."""
+    blocks: list[str | dict[str, str]] = [store.block(ref) for ref in state["images"]]
+    blocks.append({"type": "text", "text": "\n".join(user)})
+    return [SystemMessage("\n".join(system)), HumanMessage(blocks)]
