@@ -32,7 +32,7 @@ TRIAGE = (
     "You are the triage doctor. You see a patient's images and a question, and you choose who shall answer it.\n"
     "Choose the specialty that reads this kind of image every day."
 )
-SPECIALIST = "You are a {specialty}. Answer the question from what you see in the images."
+SPECIALIST = "You are a specialist doctor: {specialty}. Answer the question from what you see in the images."
 ATTENDING = (
     "You are the attending physician. You see the patient's images, the question and the opinions of the specialists.\n"
     "Specialists can be wrong, alone or all together: weigh their opinions against what you see, then decide."

@@ -1,0 +1,112 @@
+"""The clinic's cases: who comes, what the image shows, and how far the specialists can be relied on.
+
+Each image carries its own key in a PNG text chunk that no model sees: the pixels are all that reaches a network. The
+simulated specialists read the key (`rl/clinic/doctors.py`), so they work wherever the image goes, with nothing to set
+up.
+
+How a case comes about: a specialty, a finding, and a *difficulty* (settled, contested, misleading) that fixes how
+reliable each of its three doctors is; each doctor then *sees* a finding on its own: the true one with that reliability,
+otherwise mostly the case's lure, so that wrong doctors tend to agree. Tiers follow from what the doctors say.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from mmedagent_graph.images import ImageStore
+from mmedagent_graph.prompts import SPECIALTIES
+from rl.clinic.drawing import FINDINGS, draw
+from rl.datasets import LabeledCase
+
+KEY = "mmedagent-clinic"
+DIFFICULTIES = {"settled": 0.5, "contested": 0.3, "misleading": 0.2}
+"""How often each kind of case comes."""
+RELIABILITY = {"settled": 0.97, "contested": 0.5, "misleading": 0.04}
+"""Chance that a doctor of the right specialty sees the true finding."""
+LURE = 0.8
+"""Chance that a doctor who is wrong sees the case's lure, rather than one of the other wrong findings."""
+OUTSIDER = 0.8
+"""A doctor of another specialty has this share of the reliability."""
+CLEAR = 0.75
+"""Share of the images on which the finding can be seen; on the others it is lost in noise."""
+OPEN = 0.2
+"""Share of the questions that have no options."""
+QUESTION = "What does the image show?"
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What is true of an image; written into the file, never shown to a model."""
+
+    finding: str
+    specialty: str
+    difficulty: str
+    lure: str
+    clear: bool
+    salt: int
+    """Tells otherwise equal cases apart, so that their doctors err differently."""
+
+    def seen_by(self, doctor: int, specialty: str) -> str:
+        """The finding that a doctor of a specialty sees in the image: the same however often it is asked."""
+        digest = hashlib.sha256(f"{dataclasses.astuple(self)}|{doctor}|{specialty}".encode()).digest()
+        right, lured, other = (int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8, 16))
+        reliability = RELIABILITY[self.difficulty] * (1 if specialty == self.specialty else OUTSIDER)
+        if right < reliability:
+            return self.finding
+        if lured < LURE:
+            return self.lure
+        others = [finding for finding in FINDINGS if finding not in (self.finding, self.lure)]
+        return others[int(other * len(others))]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClinicCase(LabeledCase):
+    """A case of the clinic, with what its key says."""
+
+    key: Key | None = None
+
+
+def read_key(data: bytes) -> Key | None:
+    """The key in an image's bytes, or None if the image is not the clinic's."""
+    with Image.open(io.BytesIO(data)) as image:
+        text = getattr(image, "text", {}).get(KEY)
+    return Key(**json.loads(text)) if text else None
+
+
+def make_image(key: Key, rng: np.random.Generator) -> bytes:
+    """A PNG of what the key says, with the key inside."""
+    info = PngInfo()
+    info.add_text(KEY, json.dumps(dataclasses.asdict(key)))
+    buffer = io.BytesIO()
+    draw(key.specialty, key.finding, key.clear, rng).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def make_cases(n: int, seed: int, store: ImageStore) -> Iterator[ClinicCase]:
+    """Cases of the clinic, made as they are asked for.
+
+    Args:
+        n: how many.
+        seed: the same seed makes the same cases, and the first n of it are the first n of any more.
+        store: where the images go.
+    """
+    for i in range(n):
+        rng = np.random.default_rng([seed, i])
+        finding = str(rng.choice(FINDINGS))
+        key = Key(
+            finding=finding,
+            specialty=str(rng.choice(list(SPECIALTIES))),
+            difficulty=str(rng.choice(list(DIFFICULTIES), p=list(DIFFICULTIES.values()))),
+            lure=str(rng.choice([other for other in FINDINGS if other != finding])),
+            clear=bool(rng.random() < CLEAR),
+            salt=int(rng.integers(2**31)),
+        )
+        options = [] if rng.random() < OPEN else [str(option) for option in rng.permutation(FINDINGS)]
+        image = store.put(make_image(key, rng))
+        yield ClinicCase(f"clinic-{seed}-{i}", QUESTION, finding, options, [image], None, key.specialty, key)

@@ -1,0 +1,90 @@
+"""Cases with their answer keys, for training and measuring. The graph itself is never given the key.
+
+Invariant: what `LabeledCase.given()` returns holds nothing that reveals the answer.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmedagent_graph import Case
+
+
+@dataclasses.dataclass(frozen=True)
+class LabeledCase:
+    """One question with its answer key."""
+
+    id: str
+    question: str
+    answer: str
+    """The right option's text, or the right free text where there are no options."""
+    options: list[str] = dataclasses.field(default_factory=list)
+    images: list[Any] = dataclasses.field(default_factory=list)
+    context: str | None = None
+    specialty: str | None = None
+    """The triage label: who reads this kind of image; None where the data set does not say."""
+
+    def given(self) -> Case:
+        """What the consultation is given, checked."""
+        return Case(question=self.question, options=self.options, images=self.images, context=self.context)
+
+    @property
+    def index(self) -> int | None:
+        """The right option's index, or None for a free answer."""
+        return self.options.index(self.answer) if self.options else None
+
+
+def read_cases(path: str | Path, split: str | None = None) -> list[LabeledCase]:
+    """Cases from a JSONL file, one object a line; `image` (or `images`) relative to the file's folder.
+
+    Args:
+        path: the file. Fields read: id, split, image or images, question, options, answer, context, specialty.
+        split: keep only the rows of this split; None keeps all.
+
+    Raises:
+        ValueError: naming file, line, field and what is valid.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"cases: no file {str(path)!r}; give a JSONL file with one case a line")
+    rows = list(_rows(path))
+    splits = sorted({str(row.get("split")) for _, row in rows})
+    if split is not None:
+        rows = [(number, row) for number, row in rows if row.get("split") == split]
+        if not rows:
+            raise ValueError(f"split: {split!r} is not in {str(path)!r}; it has {', '.join(splits)}")
+    return [_case(path, number, row) for number, row in rows]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: a case is a JSON object, not a {type(row).__name__}")
+            yield number, row
+
+
+def _case(path: Path, number: int, row: dict[str, Any]) -> LabeledCase:
+    where = f"{path}:{number}"
+    for field in ("question", "answer"):
+        if not isinstance(row.get(field), str) or not row[field].strip():
+            raise ValueError(f"{where}: {field} is {row.get(field)!r}; it must be a text")
+    options = row.get("options") or []
+    if options and row["answer"] not in options:
+        raise ValueError(f"{where}: answer {row['answer']!r} is not one of the options {options}")
+    images = row.get("images") or ([row["image"]] if row.get("image") else [])
+    return LabeledCase(
+        id=str(row.get("id", f"{path.stem}-{number}")),
+        question=row["question"],
+        answer=row["answer"],
+        options=list(options),
+        images=[path.parent / image for image in images],
+        context=row.get("context"),
+        specialty=row.get("specialty"),
+    )

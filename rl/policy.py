@@ -1,0 +1,196 @@
+"""A transformers model as a LangChain chat model, with batching across concurrent calls, for runs without a server.
+
+Registered as `clinic:` and `transformers:`, so `build_graph(attending="transformers:DIR_OR_ID")` works and
+`mmedagent_graph` never imports torch.
+"""
+
+import asyncio
+import functools
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+import torch
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import ConfigDict, PrivateAttr
+
+from rl.chat import tokenize
+from rl.clinic.doctors import ClinicDoctor
+from rl.models import folder_of, load_model, load_processor
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+PATIENCE = 0.01
+"""Seconds that a batch waits for company after its first request."""
+
+
+class Batcher(Generic[Request, Reply]):
+    """Collects concurrent requests into batches and works them off in one thread of its own."""
+
+    def __init__(self, work: Callable[[Sequence[Request]], Sequence[Reply]], max_batch: int) -> None:
+        self._work, self._max_batch = work, max_batch
+        self._queue: queue.Queue[tuple[Request, Future[Reply]]] = queue.Queue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, request: Request) -> "Future[Reply]":
+        """Queue a request; the future holds its reply, or the error of its batch."""
+        future: Future[Reply] = Future()
+        self._queue.put((request, future))
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
+                self._thread.start()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            deadline = time.monotonic() + PATIENCE
+            while len(batch) < self._max_batch:
+                try:
+                    batch.append(self._queue.get(timeout=max(0.0, deadline - time.monotonic())))
+                except queue.Empty:
+                    break
+            live = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
+            if not live:
+                continue
+            try:
+                for (_, future), reply in zip(live, self._work([request for request, _ in live]), strict=True):
+                    future.set_result(reply)
+            except Exception as error:
+                for _, future in live:
+                    if not future.done():
+                        future.set_exception(error)
+
+
+class PolicyChatModel(BaseChatModel):
+    """A Qwen2.5-VL, or another image-text model of transformers, as a chat model.
+
+    The message's `response_metadata` holds `prompt_token_ids`, `token_ids` and `finish_reason` (`stop` or `length`).
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    model_name: str
+    model: Any
+    """The transformers model."""
+    processor: Any
+    max_tokens: int | None = None
+    """At most so many tokens are generated. Default: what the model's generation config says, or 512."""
+    temperature: float = 0.0
+    """0 decodes greedily."""
+    max_batch: int = 64
+    disable_streaming: bool = True  # a streamed message would lose its token ids
+    _batcher: "Batcher[_Call, AIMessage]" = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        """Start with an empty queue; a `model_copy` shares it, since it shares the model."""
+        super().model_post_init(context)
+        self._batcher = Batcher(_work, self.max_batch)
+
+    @property
+    def _llm_type(self) -> str:
+        return "transformers"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {"model": self.model_name, "temperature": self.temperature, "max_tokens": self.max_tokens}
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return _result(self._batcher.submit((self, messages)).result())
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return _result(await asyncio.wrap_future(self._batcher.submit((self, messages))))
+
+    def answer(self, prompts: Sequence[list[BaseMessage]]) -> list[AIMessage]:
+        """Answer several prompts in one forward pass, padded on the left."""
+        inputs = tokenize(self.processor, prompts).to(self.model.device)
+        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        training = self.model.training
+        self.model.eval()
+        with torch.inference_mode():
+            limit = self.max_tokens or self.model.generation_config.max_new_tokens or 512
+            output = self.model.generate(**inputs, max_new_tokens=limit, **sampling)
+        self.model.train(training)
+        width = inputs["input_ids"].shape[1]
+        rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), output, strict=True)
+        return [self._message(ids[mask].tolist(), row[width:].tolist()) for ids, mask, row in rows]
+
+    def _message(self, prompt_ids: list[int], completion: list[int]) -> AIMessage:
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        stop = next((i for i, token in enumerate(completion) if token in ends), None)
+        ids = completion if stop is None else completion[: stop + 1]
+        return AIMessage(
+            self.processor.tokenizer.decode(ids, skip_special_tokens=True),
+            usage_metadata={
+                "input_tokens": len(prompt_ids),
+                "output_tokens": len(ids),
+                "total_tokens": len(prompt_ids) + len(ids),
+            },
+            response_metadata={
+                "model_name": self.model_name,
+                "prompt_token_ids": prompt_ids,
+                "token_ids": ids,
+                "finish_reason": "length" if stop is None else "stop",
+            },
+        )
+
+
+_Call = tuple[PolicyChatModel, list[BaseMessage]]
+
+
+def _work(calls: Sequence[_Call]) -> list[AIMessage]:
+    """Answer a batch: calls that sample alike go through the model together."""
+    replies: dict[int, AIMessage] = {}
+    for sampling in dict.fromkeys((policy.temperature, policy.max_tokens) for policy, _ in calls):
+        alike = [i for i, (policy, _) in enumerate(calls) if (policy.temperature, policy.max_tokens) == sampling]
+        answers = calls[alike[0]][0].answer([calls[i][1] for i in alike])
+        replies.update(zip(alike, answers, strict=True))
+    return [replies[i] for i in range(len(calls))]
+
+
+def _result(message: AIMessage) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def transformers_model(name: str) -> BaseChatModel:
+    """`transformers:DIR_OR_ID`: one model a process for each name, however many nodes use it."""
+    return load_policy(name)
+
+
+def clinic_model(name: str) -> BaseChatModel:
+    """`clinic:base` (the base checkpoint), `clinic:doctor-1` to `-3` (a simulated specialist), or `clinic:DIR`."""
+    if name.startswith("doctor-") and name.removeprefix("doctor-").isdecimal():
+        return ClinicDoctor(doctor=int(name.removeprefix("doctor-")))
+    return load_policy(f"clinic:{name}")
+
+
+def load_policy(name: str) -> PolicyChatModel:
+    """A policy from `clinic:base`, a folder or a hub id; loaded once a process."""
+    return _loaded(folder_of(name))
+
+
+@functools.cache
+def _loaded(folder: str) -> PolicyChatModel:
+    dtype = "auto" if torch.cuda.is_available() else torch.float32  # half precision is slow on a CPU
+    return PolicyChatModel(model_name=folder, model=load_model(folder, dtype).eval(), processor=load_processor(folder))

@@ -1,0 +1,170 @@
+"""Train the attending physician: roll out, stratify, three stages of GRPO, measure before and after.
+
+    python -m rl.train_attending                                            # the clinic, on any two cores
+    python -m rl.train_attending --cases cases.jsonl --split train          # cases of one's own
+    python -m rl.train_attending --config rl/configs/paper.yaml --cases ... # the paper's settings, for GPUs
+    python -m rl.train_attending --resume                                   # go on with the last run
+
+Writes `runs/<name>/`: `summary.json`, `metrics.jsonl`, `curves.png`, `model/`, and the traces (`upstream-*.jsonl`,
+`before.jsonl`, `after.jsonl`, `stages/*/completions.jsonl`). Any field of `rl.recipe.Recipe` or of TRL's `GRPOConfig`
+is a flag.
+"""
+
+import asyncio
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from mmedagent_graph.images import ImageStore
+from rl.clinic.cases import ClinicCase
+from rl.clinic.ideal import ideal_answers
+from rl.cohort import HELD_OUT, TRAIN, Cohort, clinic_cohort, hold_out, own_cohort, panel
+from rl.curriculum import TIERS, draw_cases, tier_of
+from rl.curves import draw_curves
+from rl.datasets import LabeledCase
+from rl.evaluate import Figure, by_tier, decide, decided, print_table, unparsed
+from rl.policy import load_policy
+from rl.recipe import Recipe, read_recipe, stage_settings
+from rl.rollout import AttendingRollout, roll_upstream
+from rl.run import Run
+from rl.stage import train_stage
+from rl.traces import Trace, append_traces, read_traces
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "langgraph", "langchain-core")
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command line; returns the summary."""
+    run = Run.open(list(sys.argv[1:] if arguments is None else arguments))
+    recipe, settings = read_recipe(run.arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renamed settings of TRL's own
+    disable_progress_bar()  # of loading weights; the bars of the run itself stay
+    try:
+        return train(run, recipe, int(settings.seed), int(settings.max_steps))
+    except KeyboardInterrupt:
+        go_on = f"python -m rl.train_attending --resume --runs {recipe.runs} --name {run.folder.name}"
+        print(f"\ninterrupted; go on with: {go_on}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def train(run: Run, recipe: Recipe, seed: int, max_steps: int) -> dict[str, Any]:
+    """The whole run; every part that is already finished in the run's folder is passed over."""
+    images = ImageStore(run.folder / "images")
+    with run.phase("cases"):
+        learn, held_out, skipped = cohorts(recipe, seed, images)
+    rollout = AttendingRollout(recipe.triage, panel(recipe.specialists, recipe.cases, recipe.model), images)
+    with run.phase("rollout"):
+        upstream = roll(rollout, learn, run.folder / "upstream-train.jsonl", "rollout, training cases")
+        measured = roll(rollout, held_out, run.folder / "upstream-held-out.jsonl", "rollout, held-out cases")
+    with run.phase("before"):
+        before = measure(rollout, measured, recipe.model, run.folder / "before.jsonl")
+    with run.phase("ideal"):
+        ideal = run.once("ideal.json", lambda: ideal_of(recipe, held_out, measured, images))
+    stages = recipe.curriculum(max_steps)
+    model = recipe.model
+    for i, stage in enumerate(stages):
+        out = run.folder / "stages" / stage.name
+        if not (out / "model").is_dir():
+            with run.phase(stage.name):
+                configured = stage_settings(run.arguments, stage, out)
+                prompts = stage.steps * int(configured.generation_batch_size) // int(configured.num_generations)
+                drawn = draw_cases(upstream, stage, prompts, seed=seed * 1000 + i)
+                train_stage(stage, model, out, drawn, rollout, configured, recipe.gammas, images)
+        model = str(out / "model")
+    run.link("model", model)
+    run.collect_metrics([stage.name for stage in stages])
+    with run.phase("after"):
+        after = measure(rollout, measured, model, run.folder / "after.jsonl")
+    summary = summarize(run, seed, before, after, ideal)
+    summary["cases"] = {
+        "train": {tier: sum(trace.tier == tier for trace in upstream) for tier in TIERS},
+        "held_out": len(measured),
+        "skipped": skipped,
+    }
+    draw_curves(run.folder, [stage.name for stage in stages], summary)
+    run.finish(summary)
+    rows = {name: summary[name] for name in ("before", "after", "ideal") if summary[name]}
+    print_table(rows, f"attending, held-out cases, accuracy in % with 95 % intervals (seed {seed})")
+    if summary["gap_closed"] is not None:
+        print(f"share of the way from the base to the ideal: {summary['gap_closed']:.0%}")
+    print(f"model: {run.folder / 'model'}   summary: {run.folder / 'summary.json'}")
+    return summary
+
+
+def cohorts(recipe: Recipe, seed: int, images: ImageStore) -> tuple[Sequence[LabeledCase], Sequence[LabeledCase], int]:
+    """Training cases, held-out cases, and how many rows were skipped."""
+    if recipe.cases is None:
+        learn = clinic_cohort(recipe.train_size, TRAIN + seed, images)
+        return learn.cases, clinic_cohort(recipe.eval_size, HELD_OUT + seed, images).cases, 0
+    cohort = own_cohort(recipe.cases, recipe.split, recipe.free_text)
+    if recipe.eval_split is None:
+        learning, held_out = hold_out(cohort.cases, recipe.holdout, seed)
+    else:
+        other: Cohort = own_cohort(recipe.cases, recipe.eval_split, recipe.free_text)
+        learning, held_out = list(cohort.cases), list(other.cases)
+    print(f"{len(learning)} training and {len(held_out)} held-out cases; {cohort.skipped} rows without options skipped")
+    return learning, held_out, cohort.skipped
+
+
+def roll(rollout: AttendingRollout, cases: Sequence[LabeledCase], record: Path, title: str) -> list[Trace]:
+    """The upstream of every case with its tier, in the order of the cases; what is on record is not rolled again."""
+    known = {trace.case: trace for trace in read_traces(record)}
+
+    def done(trace: Trace) -> None:
+        trace.tier = tier_of(trace.opinions, trace.answer)
+        known[trace.case] = trace
+        append_traces(record, [trace])
+
+    missing = [case for case in cases if case.id not in known]
+    if missing:
+        asyncio.run(roll_upstream(rollout, missing, done, title))
+    return [known[case.id] for case in cases]
+
+
+def measure(rollout: AttendingRollout, upstream: Sequence[Trace], model: str, record: Path) -> list[Trace]:
+    """The model's greedy decisions on the held-out cases."""
+    if not record.exists():
+        finished = asyncio.run(decide(rollout, upstream, load_policy(model), record.stem))
+        append_traces(record.with_suffix(".part"), finished)
+        record.with_suffix(".part").rename(record)
+    return list(read_traces(record))
+
+
+def ideal_of(
+    recipe: Recipe, cases: Sequence[LabeledCase], upstream: Sequence[Trace], images: ImageStore
+) -> dict[str, Figure] | None:
+    """The ideal attending's accuracy, where the cases are the clinic's; nobody knows it elsewhere."""
+    clinic = [case for case in cases if isinstance(case, ClinicCase)]
+    if len(clinic) != len(cases) or recipe.specialists:
+        return None
+    return by_tier(upstream, ideal_answers(load_policy(recipe.model), clinic, upstream, images))
+
+
+def summarize(
+    run: Run, seed: int, before: list[Trace], after: list[Trace], ideal: dict[str, Figure] | None
+) -> dict[str, Any]:
+    """What `summary.json` says."""
+    was, now = by_tier(before, decided(before)), by_tier(after, decided(after))
+    gap = ideal["overall"]["accuracy"] - was["overall"]["accuracy"] if ideal else 0
+    return {
+        "before": was,
+        "after": now,
+        "ideal": ideal,
+        "gap_closed": (now["overall"]["accuracy"] - was["overall"]["accuracy"]) / gap if gap > 0 else None,
+        "unparsed": {"before": unparsed(before), "after": unparsed(after)},
+        "seconds": run.seconds,
+        "seed": seed,
+        "recipe": run.recipe,
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Real parts: the clinic's base model, its images, real TRL steps."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from mmedagent_graph.images import ImageStore
+from rl.cohort import clinic_cohort
+from rl.curriculum import tier_of
+from rl.policy import PolicyChatModel, load_policy
+from rl.rollout import AttendingRollout, roll_upstream
+from rl.traces import Trace
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # tests run side by side, one a core
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
+    return ImageStore(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def policy() -> PolicyChatModel:
+    return load_policy("clinic:base")
+
+
+@pytest.fixture(scope="session")
+def rollout(images: ImageStore) -> AttendingRollout:
+    from rl.clinic.doctors import DOCTORS
+
+    return AttendingRollout("clinic:base", DOCTORS, images)
+
+
+@pytest.fixture(scope="session")
+def cases(images: ImageStore):
+    return clinic_cohort(240, 99, images).cases
+
+
+@pytest.fixture(scope="session")
+def upstream(rollout: AttendingRollout, cases) -> list[Trace]:
+    """What the specialists said of the cases, with tiers."""
+    import asyncio
+
+    traces: dict[str, Trace] = {}
+    asyncio.run(roll_upstream(rollout, cases, lambda trace: traces.__setitem__(trace.case, trace)))
+    for trace in traces.values():
+        trace.tier = tier_of(trace.opinions, trace.answer)
+    return [traces[case.id] for case in cases]

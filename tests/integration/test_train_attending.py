@@ -1,0 +1,152 @@
+"""The main job, from its command line, on a handful of cases."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rl.evaluate import main as evaluate_main
+from rl.traces import read_completions, read_traces
+from rl.train_attending import main
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+SMALL = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--logging_steps", "1", "--save_steps", "2"]
+CLINIC = ["--train_size", "40", "--eval_size", "24", *SMALL]
+FIGURE = {"accuracy", "low", "high", "n"}
+
+
+def test_the_clinic_from_end_to_end(tmp_path: Path):
+    summary = main(["--runs", str(tmp_path), "--name", "one", "--max_steps", "6", *CLINIC])
+    run = tmp_path / "one"
+    assert json.loads((run / "summary.json").read_text()) == summary
+    for when in ("before", "after", "ideal"):
+        assert set(summary[when]) == {"overall", "easy", "medium", "hard"}
+        assert all(set(figure) == FIGURE for figure in summary[when].values())
+        assert summary[when]["overall"]["n"] == 24
+    assert set(summary["unparsed"]) == {"before", "after"}
+    assert set(summary["seconds"]) >= {"rollout", "before", "ideal", "1-easy", "2-medium", "3-hard", "after"}
+    assert (summary["seed"], summary["recipe"]) == (0, "clinic")
+    assert {"torch", "trl", "transformers"} <= set(summary["versions"])
+    assert (tmp_path / "latest").resolve() == run.resolve()
+    assert (run / "curves.png").stat().st_size > 10_000
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows} == {"1-easy", "2-medium", "3-hard"}
+    assert {"reward", "entropy", "kl"} <= set(rows[0])
+    assert len(list(read_traces(run / "after.jsonl"))) == 24
+    for stage in ("1-easy", "2-medium", "3-hard"):
+        completions = list(read_completions(run / "stages" / stage / "completions.jsonl"))
+        steps = {completion.step for completion in completions}
+        assert steps == set(range(1, len(steps) + 1))
+        assert len(completions) == 8 * len(steps)
+
+
+def test_the_trained_model_opens_everywhere(tmp_path: Path, cases, images):
+    main(["--runs", str(tmp_path), "--name", "one", "--max_steps", "2", *CLINIC])
+    model = tmp_path / "one" / "model"
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    from mmedagent_graph import build_graph
+
+    assert AutoModelForImageTextToText.from_pretrained(model).config.model_type == "qwen2_5_vl"
+    assert AutoTokenizer.from_pretrained(model).eos_token == "<|im_end|>"
+    config = json.loads((model / "processor_config.json").read_text())
+    assert config["processor_class"] == "Qwen2_5_VLProcessor"
+    assert config["video_processor"]["video_processor_type"] == "Qwen2VLVideoProcessor"
+    for name in (f"clinic:{model}", f"transformers:{model}"):
+        graph = build_graph(triage="clinic:base", specialists="clinic:doctor-1", attending=name, images=images)
+        given = {"question": cases[0].question, "options": cases[0].options, "images": cases[0].images}
+        assert graph.invoke(given)["decision"]["answer"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_in_the_right_stage(tmp_path: Path, how: signal.Signals):
+    flags = ["--runs", str(tmp_path), "--name", "killed", "--stage_steps", "4", "6", "2", *CLINIC]
+    command = [sys.executable, "-m", "rl.train_attending", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    checkpoint = tmp_path / "killed" / "stages" / "2-medium" / "checkpoints" / "checkpoint-2"
+    deadline = time.monotonic() + 240
+    while not checkpoint.is_dir() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(how)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), output
+    if how == signal.SIGINT:
+        assert "go on with: python -m rl.train_attending --resume" in output
+    first = tmp_path / "killed" / "stages" / "1-easy" / "model" / "model.safetensors"
+    finished = first.stat().st_mtime_ns
+    summary = main(["--resume", "--runs", str(tmp_path), "--name", "killed"])
+    assert first.stat().st_mtime_ns == finished  # the first stage was not trained again
+    settings = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    medium = [row["step"] for row in settings if row["stage"] == "2-medium" and "reward" in row]
+    assert medium == [1, 2, 3, 4, 5, 6]
+    assert summary["after"]["overall"]["n"] == 24
+
+
+def test_resuming_a_finished_run_repeats_nothing(tmp_path: Path):
+    first = main(["--runs", str(tmp_path), "--name", "one", "--max_steps", "2", *CLINIC])
+    written = (tmp_path / "one" / "after.jsonl").stat().st_mtime_ns
+    again = main(["--runs", str(tmp_path), "--resume"])
+    assert (tmp_path / "one" / "after.jsonl").stat().st_mtime_ns == written
+    assert again["after"] == first["after"]
+
+
+@pytest.fixture
+def own_cases(tmp_path: Path, cases, images) -> Path:
+    """Cases of one's own: the format of a user's JSONL, with images of no clinic."""
+    from PIL import Image
+
+    rows = []
+    for i in range(24):
+        Image.new("RGB", (80, 60), (10 * i, 90, 120)).save(tmp_path / f"{i}.jpg")
+        options = ["yes", "no"] if i % 3 else None
+        row = {"id": f"own-{i}", "split": "train" if i < 18 else "test", "image": f"{i}.jpg", "answer": "yes"}
+        rows.append(row | {"question": f"Is there a mass, {i}?", "options": options})
+    path = tmp_path / "cases.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_cases_of_ones_own(tmp_path: Path, own_cases: Path, capsys: pytest.CaptureFixture):
+    flags = ["--cases", str(own_cases), "--split", "train", "--max_steps", "2", *SMALL]
+    summary = main(["--runs", str(tmp_path / "runs"), *flags])
+    assert summary["ideal"] is None
+    assert summary["gap_closed"] is None
+    assert summary["cases"]["skipped"] == 6
+    assert sum(summary["cases"]["train"].values()) + summary["cases"]["held_out"] == 12
+    evaluate_main(["--model", str(tmp_path / "runs/latest/model"), "--cases", str(own_cases), "--split", "test"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (report["cases"], report["skipped"]) == (4, 2)
+    assert 0 <= report["unparsed"] <= 1
+
+
+def test_rows_without_options_can_be_trained_by_exact_match(tmp_path: Path, own_cases: Path):
+    flags = ["--cases", str(own_cases), "--split", "train", "--eval_split", "test", "--free_text", "exact_match"]
+    summary = main(["--runs", str(tmp_path / "runs"), "--max_steps", "2", *flags, *SMALL])
+    assert summary["cases"]["skipped"] == 0
+    assert sum(summary["cases"]["train"].values()) == 18
+    assert summary["cases"]["held_out"] == 6
+
+
+def test_real_questions_and_images(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """VQA-RAD: a small part of it goes through training and evaluation without failure."""
+    source = SHARED / "vqa_rad" / "cases.jsonl"
+    if not source.is_file():
+        pytest.skip(f"no real data: {source} is not there")
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    part = [row for row in rows if row["split"] == "train"][:30] + [row for row in rows if row["split"] == "test"][:15]
+    for row in part:
+        row["image"] = str(source.parent / row["image"])
+    (tmp_path / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    flags = ["--cases", str(tmp_path / "cases.jsonl"), "--split", "train", "--max_steps", "2", *SMALL]
+    main(["--runs", str(tmp_path / "runs"), *flags])
+    evaluate_main(
+        ["--model", str(tmp_path / "runs/latest/model"), "--cases", str(tmp_path / "cases.jsonl"), "--split", "test"]
+    )
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["cases"] > 0

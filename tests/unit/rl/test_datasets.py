@@ -1,0 +1,207 @@
+"""Cases of one's own: what the JSONL may say, errors that name the place, and a split that shares no image."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import rl
+from rl.cohort import hold_out, own_cohort
+from rl.datasets import LabeledCase, read_cases
+
+VQA_RAD = Path(rl.__file__).parents[1].parent / "shared" / "data" / "vqa_rad" / "cases.jsonl"
+ROW = {"question": "Is it?", "answer": "yes", "options": ["yes", "no"]}
+quiet = settings(deadline=None, max_examples=60)
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    def write(*rows):
+        path = tmp_path / "own.jsonl"
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def test_every_field_is_read(jsonl, tmp_path):
+    row = {**ROW, "id": 7, "image": "images/a.png", "context": "Fever.", "specialty": "Surgeon", "licence": "CC0"}
+    assert read_cases(jsonl(row)) == [
+        LabeledCase("7", "Is it?", "yes", ["yes", "no"], [tmp_path / "images" / "a.png"], "Fever.", "Surgeon")
+    ]
+
+
+def test_most_fields_may_be_missing(jsonl):
+    first, second = read_cases(jsonl({"question": "Where?", "answer": "left"}, "", {**ROW, "options": None}))
+    assert first == LabeledCase("own-1", "Where?", "left")
+    assert (second.id, second.options, second.images, second.index) == ("own-3", [], [], None)
+
+
+def test_images_lie_beside_the_file(jsonl, tmp_path):
+    both, absolute, none = read_cases(
+        jsonl({**ROW, "images": ["a.png", "b/c.png"]}, {**ROW, "image": "/x/d.png"}, {**ROW, "image": None})
+    )
+    assert both.images == [tmp_path / "a.png", tmp_path / "b" / "c.png"]
+    assert absolute.images == [Path("/x/d.png")]
+    assert none.images == []
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ("{not json", ["not JSON"]),
+        ('{"question": "Is it?"', ["not JSON"]),
+        ("[1, 2]", ["a case is a JSON object", "list"]),
+        ({"answer": "yes"}, ["question", "None"]),
+        ({**ROW, "question": "  "}, ["question", "'  '"]),
+        ({"question": "Is it?", "options": ["yes", "no"]}, ["answer", "None"]),
+        ({**ROW, "answer": None}, ["answer", "None"]),
+        ({**ROW, "answer": 1}, ["answer", "1", "text"]),
+        ({**ROW, "answer": "maybe"}, ["answer", "'maybe'", "'yes', 'no'"]),
+        ({**ROW, "answer": "A"}, ["answer", "'A'", "'yes', 'no'"]),
+        ({**ROW, "options": "yes or no"}, ["options", "'yes or no'"]),  # and not its letters
+        ({**ROW, "images": "a.png"}, ["images", "'a.png'"]),  # and not five images
+        ({**ROW, "image": 5}, ["image", "5"]),
+    ],
+)
+def test_an_error_names_file_line_and_field(jsonl, row, named):
+    path = jsonl(ROW, row, ROW)
+    with pytest.raises(ValueError) as error:
+        read_cases(path)
+    assert [part for part in [f"{path}:2: ", *named] if part not in str(error.value)] == []
+
+
+def test_two_cases_cannot_have_one_id(jsonl):
+    """A run keeps the upstream of a case by its id: the second would silently get the first one's."""
+    with pytest.raises(ValueError, match=r"own.jsonl:2: .*id.*'a'"):
+        read_cases(jsonl({**ROW, "id": "a"}, {**ROW, "id": "a"}))
+
+
+def test_an_id_may_be_null(jsonl):
+    assert [case.id for case in read_cases(jsonl({**ROW, "id": None}, {**ROW, "id": None}))] == ["own-1", "own-2"]
+
+
+def test_there_must_be_a_file(tmp_path):
+    with pytest.raises(ValueError, match=r"cases: no file '.*none\.jsonl'.*JSONL"):
+        read_cases(tmp_path / "none.jsonl")
+
+
+def test_a_split_is_selected_and_a_wrong_one_lists_them(jsonl):
+    path = jsonl({**ROW, "split": "train"}, {**ROW, "split": "test"}, {**ROW, "split": "train"})
+    assert [case.id for case in read_cases(path, "train")] == ["own-1", "own-3"]
+    assert len(read_cases(path)) == 3
+    with pytest.raises(ValueError, match=r"split: 'dev' is not in '.*own\.jsonl'; it has test, train"):
+        read_cases(path, "dev")
+
+
+some_text = st.text(min_size=1, max_size=8).filter(str.strip)
+
+
+@pytest.fixture(scope="session")
+def new_file(tmp_path_factory):
+    folder, number = tmp_path_factory.mktemp("cases"), itertools.count()
+    return lambda: folder / f"{next(number)}.jsonl"
+
+
+@quiet
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {"question": some_text, "answer": some_text},
+            optional={"context": st.none() | some_text, "specialty": st.none() | some_text, "options": st.none()},
+        ),
+        max_size=4,
+    ),
+    escaped=st.booleans(),
+)
+@example(rows=[{"question": "one\u2028two\x85three", "answer": "x"}], escaped=False)  # line ends to str.splitlines only
+def test_any_text_comes_back_as_it_was_written(new_file, rows, escaped):
+    path = new_file()
+    path.write_text("".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in rows), encoding="utf-8")
+    read = [(c.question, c.answer, c.context, c.specialty, c.options) for c in read_cases(path)]
+    assert read == [(r["question"], r["answer"], r.get("context"), r.get("specialty"), []) for r in rows]
+
+
+def test_what_is_given_to_the_graph_holds_no_answer():
+    case = LabeledCase("SECRET-1", "Where?", "SECRET", images=["a.png"], context="Fever.", specialty="SECRET-2")
+    given = case.given()
+    assert (given.question, given.options, given.images, given.context) == ("Where?", [], ["a.png"], "Fever.")
+    assert "SECRET" not in repr(given)
+    assert "SECRET" not in repr(vars(given))
+
+
+def test_where_there_are_options_the_key_is_one_of_many():
+    one, other = (LabeledCase("a", "Is it?", answer, ["yes", "no"]) for answer in ("yes", "no"))
+    assert one.given() == other.given()
+    assert (one.index, other.index) == (0, 1)
+
+
+def test_free_text_is_skipped_and_counted_or_kept(jsonl):
+    path = jsonl(ROW, {"question": "Where?", "answer": "left"}, ROW)
+    skipped, kept = own_cohort(path, None, "skip"), own_cohort(path, None, "exact_match")
+    assert ([case.id for case in skipped.cases], skipped.skipped) == (["own-1", "own-3"], 1)
+    assert (len(kept.cases), kept.skipped) == (3, 0)
+    with pytest.raises(ValueError, match=r"cases: .*own\.jsonl.*--free_text exact_match"):
+        own_cohort(jsonl({"question": "Where?", "answer": "left"}), None, "skip")
+
+
+def case(number, images):
+    return LabeledCase(str(number), "Is it?", "yes", ["yes", "no"], [Path(f"/{image}.png") for image in images])
+
+
+def images_of(cases):
+    return {image for case in cases for image in case.images}
+
+
+@quiet
+@given(
+    pictures=st.lists(st.lists(st.integers(0, 9), max_size=3, unique=True), min_size=2, max_size=20),
+    share=st.floats(0.05, 0.95),
+    seed=st.integers(0, 99),
+)
+def test_held_out_cases_share_no_image_with_the_others(pictures, share, seed):
+    cases = [case(i, images) for i, images in enumerate(pictures)]
+    learn, held = hold_out(cases, share, seed)
+    assert sorted([*learn, *held], key=cases.index) == cases
+    assert held
+    assert not images_of(learn) & images_of(held)
+    assert hold_out(cases, share, seed) == (learn, held)
+
+
+def test_a_share_of_the_images_is_held_out_with_all_their_questions():
+    cases = [case(i, [i % 40]) for i in range(120)]  # three questions each
+    learn, held = hold_out(cases, 0.25, seed=0)
+    assert (len(images_of(held)), len(held), len(learn)) == (10, 30, 90)
+    assert learn == [one for one in cases if one not in held]  # in their order
+    assert images_of(hold_out(cases, 0.25, seed=1)[1]) != images_of(held)
+
+
+def test_something_is_left_to_train_on():
+    """Two images: however large the share, one is held out and one is not."""
+    cases = [case(i, [i]) for i in range(2)]
+    assert [len(part) for part in hold_out(cases, 0.9, seed=0)] == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def vqa_rad():
+    if not VQA_RAD.is_file():
+        pytest.skip(f"NOT TESTED on real questions: {VQA_RAD} is not there")
+    return read_cases(VQA_RAD)
+
+
+def test_vqa_rad_loads(vqa_rad):
+    assert (len(read_cases(VQA_RAD, "train")), len(read_cases(VQA_RAD, "test"))) == (1797, 451)
+    assert len(vqa_rad) == len({case.id for case in vqa_rad}) == 2248
+    for case in vqa_rad:
+        assert case.given().options == case.options
+        assert all(image.is_file() for image in case.images)
+        assert case.index is None or case.options[case.index] == case.answer
+
+
+def test_vqa_rad_is_held_out_by_image(vqa_rad):
+    learn, held = hold_out(vqa_rad, 0.1, seed=0)
+    assert len(images_of(held)) == round(0.1 * len(images_of(vqa_rad)))
+    assert not images_of(learn) & images_of(held)

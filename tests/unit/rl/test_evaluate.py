@@ -1,0 +1,139 @@
+"""Intervals against hand-worked values; the figures of the tiers add up."""
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage
+
+from rl.cohort import Cohort
+from rl.curriculum import TIERS
+from rl.datasets import LabeledCase
+from rl.evaluate import by_tier, decide, decided, evaluate, interval, print_table, unparsed
+from rl.rollout import AttendingRollout
+
+EPSILON = 1e-12
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [
+        # z = 1.959964, z^2 = 3.841459: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
+        (8, 10, 0.4902, 0.9433),
+        (50, 100, 0.4038, 0.5962),
+        (0, 10, 0.0, 0.2775),  # z^2 / (n + z^2)
+        (10, 10, 0.7225, 1.0),
+        (1, 1, 0.2065, 1.0),
+    ],
+)
+def test_wilson_by_hand(right, n, low, high):
+    figure = interval(right, n)
+    assert figure["accuracy"] == right / n
+    assert figure["n"] == n
+    assert figure["low"] == pytest.approx(low, abs=5e-5)
+    assert figure["high"] == pytest.approx(high, abs=5e-5)
+
+
+def test_nothing_is_said_of_no_cases():
+    assert interval(0, 0) == {"accuracy": None, "low": None, "high": None, "n": 0}
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 10**6), data=st.data())
+def test_an_interval_holds_its_share_and_narrows(n, data):
+    right = data.draw(st.integers(0, n))
+    figure, more, mirrored = interval(right, n), interval(4 * right, 4 * n), interval(n - right, n)
+    assert 0 <= figure["low"] <= figure["accuracy"] + EPSILON
+    assert figure["accuracy"] - EPSILON <= figure["high"] <= 1
+    assert more["high"] - more["low"] < figure["high"] - figure["low"]
+    assert figure["low"] == pytest.approx(1 - mirrored["high"], abs=1e-9)
+
+
+answers = st.sampled_from(["cyst", "scar", None])
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.tuples(st.sampled_from(TIERS), answers), max_size=30))
+def test_the_tiers_add_up(trace, rows):
+    traces = [trace(tier=tier, decision=answer and {"answer": answer}) for tier, answer in rows]
+    figures = by_tier(traces, decided(traces))
+    assert list(figures) == ["overall", *TIERS]
+    assert figures["overall"]["n"] == len(rows) == sum(figures[tier]["n"] for tier in TIERS)
+    right = sum(round((figures[tier]["accuracy"] or 0) * figures[tier]["n"]) for tier in TIERS)
+    assert right == sum(answer == "cyst" for _, answer in rows)
+    assert figures["overall"]["accuracy"] == (right / len(rows) if rows else None)
+    for tier in TIERS:
+        assert figures[tier]["n"] == sum(other == tier for other, _ in rows)
+
+
+def test_each_trace_needs_one_answer(trace):
+    with pytest.raises(ValueError):
+        by_tier([trace(), trace()], ["cyst"])
+
+
+def test_the_share_of_unparsed_decisions(trace):
+    traces = [trace(decision=said) for said in (None, {"answer": None}, {"answer": "cyst"}, {"answer": "scar"})]
+    assert unparsed(traces) == 0.5
+    assert unparsed(traces[2:]) == 0
+    assert unparsed([]) == 0
+
+
+def test_the_table_says_accuracy_in_percent_with_its_interval(capsys):
+    figures = {"overall": interval(8, 10), "easy": interval(8, 10), "medium": interval(0, 0), "hard": interval(0, 0)}
+    print_table({"before": figures}, "title")
+    shown = capsys.readouterr().out
+    assert "80.0 [49.0, 94.3]" in shown
+    assert "easy (n=10)" in shown
+    assert "hard (n=0)" in shown
+
+
+class Fake:
+    """Answers by the question, and counts its batches."""
+
+    max_batch = 2
+
+    def __init__(self):
+        self.batches = []
+
+    def answer(self, prompts):
+        self.batches.append(len(prompts))
+        return [
+            AIMessage("<answer>" + ("cyst" if "no. 1" in prompt[1].text else "scar") + "</answer>")
+            for prompt in prompts
+        ]
+
+
+def specialist(state):
+    return {"answer": "cyst"} if state["doctor"] < 3 or "no. 1" in state["question"] else {"answer": "scar"}
+
+
+@pytest.fixture
+def rollout(images):
+    return AttendingRollout(lambda state: {"specialty": "Radiologist"}, specialist, images)
+
+
+async def test_the_policy_decides_in_batches_and_in_order(rollout, trace):
+    upstream = [trace(case=str(i), question=f"no. {i}") for i in range(5)]
+    policy = Fake()
+    finished = await decide(rollout, upstream, policy, "test")
+    assert policy.batches == [2, 2, 1]
+    assert [done.case for done in finished] == ["0", "1", "2", "3", "4"]
+    assert decided(finished) == ["scar", "cyst", "scar", "scar", "scar"]
+    assert [done.rewards["accuracy"] for done in finished] == [0, 1, 0, 0, 0]
+
+
+async def test_the_command_tells_the_tiers_apart(monkeypatch, tmp_path, capsys):
+    cases = [LabeledCase(f"c{i}", f"no. {i}", "cyst", ["cyst", "scar"]) for i in range(4)]
+    monkeypatch.setattr("rl.evaluate.clinic_cohort", lambda size, seed, images: Cohort(cases))
+    monkeypatch.setattr("rl.evaluate.panel", lambda *_: specialist)
+    monkeypatch.setattr("rl.evaluate.load_policy", lambda name: Fake())
+    arguments = Namespace(
+        model="fake", triage=lambda state: {"specialty": "Radiologist"}, specialists=None, cases=None, split=None,
+        free_text="skip", size=4, seed=0, out=tmp_path,
+    )  # fmt: skip
+    report = await evaluate(arguments)
+    assert SimpleNamespace(**report["overall"]).accuracy == 0.25
+    assert (tmp_path / "traces.jsonl").read_text().count("\n") == 4
+    assert [report[tier]["n"] for tier in TIERS] == [1, 3, 0]

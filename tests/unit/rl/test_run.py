@@ -1,0 +1,124 @@
+"""A run's folder: written before it starts, never taken twice, resumed with its own settings only."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rl.run import Run
+
+
+@pytest.fixture
+def open_run(tmp_path):
+    return lambda *flags: Run.open(["--runs", str(tmp_path / "runs"), *flags])
+
+
+def test_a_new_run_writes_its_arguments(open_run, tmp_path):
+    run = open_run("--name", "a", "--seed", "3")
+    assert run.folder == tmp_path / "runs" / "a"
+    assert run.recipe == "clinic"
+    assert run.seconds == {}
+    written = json.loads((run.folder / "arguments.json").read_text())
+    assert written == run.arguments == ["--runs", str(tmp_path / "runs"), "--name", "a", "--seed", "3"]
+
+
+def test_a_run_without_a_name_is_named_by_recipe_and_seed(open_run):
+    assert [open_run("--seed", "4").folder.name for _ in range(3)] == [
+        "clinic-seed4",
+        "clinic-seed4-2",
+        "clinic-seed4-3",
+    ]
+
+
+def test_a_taken_name_is_refused(open_run):
+    first = open_run("--name", "a", "--seed", "1")
+    with pytest.raises(ValueError, match=r"name: .*runs/a' holds a run.*--resume --name a"):
+        open_run("--name", "a")
+    assert "--seed" in json.loads((first.folder / "arguments.json").read_text())
+
+
+def test_a_resumed_run_keeps_its_arguments(open_run):
+    first = open_run("--name", "a", "--seed", "3")
+    open_run("--name", "b")
+    resumed = open_run("--resume", "--name", "a")
+    assert resumed.folder == first.folder.resolve()
+    assert resumed.arguments == first.arguments
+
+
+def test_the_latest_run_is_resumed_by_default(open_run):
+    open_run("--name", "a")
+    last = open_run("--name", "b")
+    assert open_run("--resume").folder == last.folder.resolve()
+
+
+@pytest.mark.parametrize("other", [("--seed", "4"), ("--learning_rate=0.1",), ("--train_size", "5")])
+def test_a_resumed_run_takes_no_other_settings(open_run, other):
+    open_run("--name", "a")
+    with pytest.raises(ValueError, match=f"resume: .*leave out {other[0].partition('=')[0]}$"):
+        open_run("--resume", "--name", "a", *other)
+
+
+def test_resuming_an_unknown_run_lists_the_runs(open_run):
+    with pytest.raises(ValueError, match=r"resume: no run in .*runs there are none"):
+        open_run("--resume")
+    open_run("--name", "a")
+    open_run("--name", "b")
+    with pytest.raises(ValueError, match=r"resume: no run in '.*/c'; runs there are a, b"):
+        open_run("--resume", "--name", "c")
+
+
+def test_latest_points_at_the_last_run_wherever_the_folder_goes(open_run, tmp_path):
+    for name in ("a", "b"):
+        open_run("--name", name)
+        assert (tmp_path / "runs" / "latest").resolve().name == name
+    moved = (tmp_path / "runs").rename(tmp_path / "moved")
+    assert (moved / "latest" / "arguments.json").is_file()
+    assert sorted(path.name for path in moved.iterdir()) == ["a", "b", "latest"]
+
+
+def test_a_run_that_cannot_work_leaves_no_folder(open_run, tmp_path):
+    with pytest.raises(ValueError, match="stages"):
+        open_run("--name", "a", "--stages", "hardest")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_seconds_of_a_phase_add_up_over_an_interruption(open_run, monkeypatch):
+    now = iter([0.0, 2.5, 10.0, 11.0, 20.0, 24.5])
+    monkeypatch.setattr("rl.run.time", SimpleNamespace(monotonic=lambda: next(now)))
+    run = open_run("--name", "a")
+    with pytest.raises(KeyboardInterrupt), run.phase("rollout"):
+        raise KeyboardInterrupt
+    resumed = open_run("--resume", "--name", "a")
+    assert resumed.seconds == {"rollout": 2.5}
+    with resumed.phase("cases"):
+        pass
+    with resumed.phase("rollout"):
+        pass
+    assert resumed.seconds == {"rollout": 7.0, "cases": 1.0}
+    assert json.loads((run.folder / "seconds.json").read_text()) == resumed.seconds
+
+
+def test_a_link_stands_for_a_folder_of_the_run(open_run):
+    run = open_run("--name", "a")
+    for stage in ("1-easy", "2-medium"):
+        model = run.folder / "stages" / stage / "model"
+        model.mkdir(parents=True)
+        run.link("model", str(model))
+        assert (run.folder / "model").resolve() == model.resolve()
+    assert not (run.folder / "model").readlink().is_absolute()
+
+
+def test_metrics_of_the_stages_come_one_after_the_other(open_run):
+    run = open_run("--name", "a")
+    for stage in ("1-easy", "3-hard"):
+        folder = run.folder / "stages" / stage
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(f'"{stage}"\n')
+    run.collect_metrics(["1-easy", "2-medium", "3-hard"])
+    assert (run.folder / "metrics.jsonl").read_text() == '"1-easy"\n"3-hard"\n'
+
+
+def test_the_summary_is_written(open_run):
+    run = open_run("--name", "a")
+    run.finish({"seed": 3})
+    assert json.loads((run.folder / "summary.json").read_text()) == {"seed": 3}
