@@ -44,7 +44,7 @@ class Case(BaseModel):
             if not option:
                 raise ValueError(f"options[{i}] is empty; every option needs a text")
             for j, earlier in enumerate(options[:i]):
-                if same_text(option, earlier):
+                if option == earlier or same_text(option, earlier):
                     raise ValueError(f"options[{i}] {option!r} repeats options[{j}] {earlier!r}; options must differ")
         return options
 

@@ -27,10 +27,10 @@ from mmedagent_graph.nodes.specialist import failed
 from mmedagent_graph.prompts import SPECIALTIES
 from mmedagent_graph.state import (
     AttendingInput,
-    CaseFields,
     ConsultationInput,
     ConsultationOutput,
     ConsultationState,
+    Referral,
     SpecialistInput,
     TriageInput,
 )
@@ -78,15 +78,16 @@ def build_graph(
 
     def intake(state: ConsultationInput) -> Update:
         fields = Case.model_validate(state).fields(store)
-        return {**fields, "opinions": Overwrite([]), "usage": Overwrite({})}  # a thread may be used again
+        # a thread may be used again: nothing of an earlier consultation may be seen in this one
+        fresh = {"referral": None, "decision": None, "opinions": Overwrite([]), "usage": Overwrite({})}
+        return {"case": fields, **fresh}
 
     def refer(state: ConsultationState) -> list[Send] | str:
-        specialty = state["referral"]["specialty"]
+        specialty = state["referral"]["specialty"] if state["referral"] else None
         if specialty is None:
             return "attending"
-        case = _case_fields(state)
         return [
-            Send("specialist", SpecialistInput(**case, specialty=specialty, doctor=doctor))
+            Send("specialist", SpecialistInput(**state["case"], specialty=specialty, doctor=doctor))
             for doctor in range(1, len(panels[specialty]) + 1)
         ]
 
@@ -99,9 +100,9 @@ def build_graph(
         output_schema=ConsultationOutput,
     )
     builder.add_node("intake", intake, input_schema=ConsultationInput)
-    builder.add_node("triage", _node(Triage(specialties, store), triage), input_schema=TriageInput)
+    builder.add_node("triage", RunnableLambda(_triage_input) | _node(Triage(specialties, store), triage, "triage"))
     builder.add_node("specialist", _panel_node(panels), input_schema=SpecialistInput, error_handler=unheard)
-    builder.add_node("attending", _node(Attending(store), attending), input_schema=AttendingInput)
+    builder.add_node("attending", RunnableLambda(_attending_input) | _node(Attending(store), attending, "attending"))
     builder.add_edge(START, "intake")
     builder.add_edge("intake", "triage")
     builder.add_conditional_edges("triage", refer, ["specialist", "attending"])
@@ -110,16 +111,19 @@ def build_graph(
     return builder.compile(checkpointer=checkpointer, name=name)
 
 
-def _node(node: Node, given: Swappable) -> Runnable[Any, Update]:
+def _node(node: Node, given: Swappable, argument: str) -> Runnable[Any, Update]:
     """What stands in the graph for a node: its two functions around a model, or somebody's own in its place."""
     if isinstance(given, str):
-        given = load_model(given)
+        try:
+            given = load_model(given)
+        except ValueError as error:
+            raise ValueError(f"{argument}: {error}") from error
     if isinstance(given, BaseChatModel):
         return with_model(node, given)
     if isinstance(given, Runnable) or callable(given):
         return with_own(node, given)
     raise ValueError(
-        f"{node.name}: cannot use a {type(given).__name__}; "
+        f"{argument}: cannot use a {type(given).__name__}; "
         "give a model string, a chat model, or a callable, Runnable or graph of your own"
     )
 
@@ -152,10 +156,10 @@ def _panel(given: Panel, doctors: int, node: Node) -> list[Runnable[Any, Update]
     if isinstance(given, Sequence) and not isinstance(given, str):
         if not given:
             raise ValueError("specialists: the list is empty; give one entry for each doctor")
-        return [_node(node, doctor) for doctor in given]
+        return [_node(node, doctor, f"specialists[{i}]") for i, doctor in enumerate(given)]
     if doctors < 1:
         raise ValueError(f"doctors: {doctors} is not a number of doctors; give 1 or more")
-    return [_node(node, given)] * doctors
+    return [_node(node, given, "specialists")] * doctors
 
 
 def _checked_specialties(specialties: Sequence[str]) -> tuple[str, ...]:
@@ -169,7 +173,10 @@ def _checked_specialties(specialties: Sequence[str]) -> tuple[str, ...]:
     return tuple(specialties)
 
 
-def _case_fields(state: ConsultationState) -> CaseFields:
-    return CaseFields(
-        question=state["question"], options=state["options"], images=state["images"], context=state["context"]
-    )
+def _triage_input(state: ConsultationState) -> TriageInput:
+    return TriageInput(**state["case"])
+
+
+def _attending_input(state: ConsultationState) -> AttendingInput:
+    referral = state["referral"] or Referral(specialty=None, reasoning="")
+    return AttendingInput(**state["case"], referral=referral, opinions=state["opinions"])

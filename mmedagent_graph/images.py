@@ -4,7 +4,6 @@ Invariant: a reference is the hash of the bytes it names, so the same image is k
 """
 
 import base64
-import binascii
 import functools
 import hashlib
 import io
@@ -18,8 +17,11 @@ from PIL import Image, UnidentifiedImageError
 
 MAX_BYTES = 50 * 1024 * 1024
 MAX_PIXELS = 100_000_000
+SHOWN = 200
+"""At most so many characters of what was given are repeated in an error."""
 WIRE_FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 """What chat APIs take as it is; any other format that Pillow reads is kept as PNG."""
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 PREFIX = "sha256:"
 VALID = "give a path, bytes, a PIL image, a data URL (data:image/png;base64,...) or a reference (sha256:...)"
 
@@ -66,7 +68,7 @@ class ImageStore:
     def open(self, ref: str) -> Image.Image:
         """The image as RGB, decoded."""
         with Image.open(io.BytesIO(self.get(ref))) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
 
     def path(self, ref: str) -> Path:
         """Where a reference's bytes lie (whether or not they are there)."""
@@ -91,35 +93,53 @@ def default_store() -> ImageStore:
     return ImageStore()
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB. Sixteen bits are scaled to eight: Pillow alone would clip them to white."""
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    return image.convert("RGB")
+
+
+def _png(image: Image.Image) -> bytes:
+    """A PNG of a picture in any mode; one that PNG has no room for is turned into RGB first."""
+    buffer = io.BytesIO()
+    try:
+        (image if image.mode in PNG_MODES else image.convert("RGB")).save(buffer, "PNG")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"a PIL image of mode {image.mode!r} cannot be kept ({error}); convert it to RGB") from error
+    return buffer.getvalue()
+
+
 def _bytes_of(image: Any) -> bytes:
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
+        return _png(image)
     if isinstance(image, str) and image.startswith("data:"):
         return _data_url(image)
     if isinstance(image, str) and re.match(r"[a-z]+://", image, re.IGNORECASE):
-        raise ValueError(f"{image[:60]!r} is a remote address, which is never fetched; {VALID}")
+        raise ValueError(f"{image[:SHOWN]!r} is a remote address, which is never fetched; {VALID}")
     if isinstance(image, str | os.PathLike):
         path = Path(image)
+        name = repr(str(path)[:SHOWN])  # it may be an image in base64, which no log should hold
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise ValueError(f"{str(path)!r} has over {MAX_BYTES} bytes")
-            return path.read_bytes()
-        except OSError as error:
-            raise ValueError(f"cannot read {str(path)!r} ({error.strerror}); {VALID}") from error
+            size = path.stat().st_size
+            data = path.read_bytes() if size <= MAX_BYTES else b""
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {name} ({getattr(error, 'strerror', error)}); {VALID}") from error
+        if size > MAX_BYTES:
+            raise ValueError(f"{name} has {size} bytes; at most {MAX_BYTES} are taken")
+        return data
     raise ValueError(f"cannot use a {type(image).__name__} as an image; {VALID}")
 
 
 def _data_url(url: str) -> bytes:
     head, comma, payload = url.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise ValueError(f"{head[:60]!r} is not a base64 data URL; {VALID}")
+        raise ValueError(f"{head[:SHOWN]!r} is not a base64 data URL; {VALID}")
     try:
         return base64.b64decode(payload, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise ValueError(f"the data URL's base64 is broken ({error}); {VALID}") from error
 
 
@@ -134,8 +154,6 @@ def _checked(data: bytes) -> bytes:
             image.load()
             if image.format in WIRE_FORMATS:
                 return data
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "PNG")
-            return buffer.getvalue()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return _png(to_rgb(image))
+    except (UnidentifiedImageError, OSError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable image ({type(error).__name__}); {VALID}") from error

@@ -6,6 +6,7 @@ Invariant: nothing in the state is an image or a Pydantic object. Images are ref
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NotRequired
 
+from langgraph.channels import EphemeralValue
 from typing_extensions import TypedDict
 
 
@@ -101,28 +102,34 @@ def add_usage(spent: Mapping[str, NodeUsage], new: Mapping[str, NodeUsage]) -> d
 
 
 class ConsultationInput(TypedDict):
-    """What `graph.invoke` takes. See `mmedagent_graph.Case` for the limits."""
+    """What `graph.invoke` takes. See `mmedagent_graph.Case` for the limits.
 
-    question: str
-    options: NotRequired[list[str]]
-    images: NotRequired[list[Any]]
+    Ephemeral: what one consultation was given is gone when it has been checked, so that a thread used again cannot show
+    one patient the images of another.
+    """
+
+    question: Annotated[str, EphemeralValue]
+    options: NotRequired[Annotated[list[str], EphemeralValue]]
+    images: NotRequired[Annotated[list[Any], EphemeralValue]]
     """Paths, bytes, PIL images, data URLs or references into the store."""
-    context: NotRequired[str | None]
+    context: NotRequired[Annotated[str | None, EphemeralValue]]
 
 
-class ConsultationState(CaseFields):
+class ConsultationState(TypedDict):
     """The whole state, while a consultation runs."""
 
-    referral: Referral
+    case: CaseFields
+    referral: Referral | None
     opinions: Annotated[list[Opinion], add_opinions]
-    decision: Decision
+    decision: Decision | None
     usage: Annotated[dict[str, NodeUsage], add_usage]
 
 
 class ConsultationOutput(TypedDict):
     """What `graph.invoke` returns."""
 
-    referral: Referral
+    referral: Referral | None
+    """None only where the consultation has not come so far (it was interrupted)."""
     opinions: list[Opinion]
-    decision: Decision
+    decision: Decision | None
     usage: dict[str, NodeUsage]

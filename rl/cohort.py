@@ -1,6 +1,7 @@
 """Who is treated in a run: the cases, how they are split, and the frozen specialists that see them.
 
-Invariant: no image is in two parts of a split, so nothing measured has been trained on.
+Invariant: no image is in two parts of a split that is made here. Splits that a data set brings are taken as they are
+(VQA-RAD's share nearly all their images), and a run says how many images they share.
 """
 
 import dataclasses
@@ -51,15 +52,41 @@ def own_cohort(path: str | Path, split: str | None, free_text: str) -> Cohort:
 
 
 def hold_out(cases: Sequence[LabeledCase], share: float, seed: int) -> tuple[list[LabeledCase], list[LabeledCase]]:
-    """Training and held-out cases, split by image: a `share` of the images, with all their questions, is held out."""
-    groups = sorted({_group(case) for case in cases})
+    """Training and held-out cases, split by image: a `share` of the images, with all their questions, is held out.
+
+    Raises:
+        ValueError: if all cases share their images, so that they cannot be split.
+    """
+    group_of = _groups(cases)
+    groups = sorted(set(group_of.values()))
+    if len(groups) < 2:
+        raise ValueError("holdout: all cases share their images and cannot be split; give --eval_split instead")
     random.Random(seed).shuffle(groups)
-    held = set(groups[: max(1, round(share * len(groups)))])
-    return [case for case in cases if _group(case) not in held], [case for case in cases if _group(case) in held]
+    held = set(groups[: min(max(1, round(share * len(groups))), len(groups) - 1)])
+    return (
+        [case for case in cases if group_of[case.id] not in held],
+        [case for case in cases if group_of[case.id] in held],
+    )
 
 
-def _group(case: LabeledCase) -> str:
-    return " ".join(str(image) for image in case.images) or case.id
+def _groups(cases: Sequence[LabeledCase]) -> dict[str, str]:
+    """For each case the name of its group: cases that share an image, directly or through others, are in one."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    for case in cases:
+        for image in case.images:
+            parent[root(f"image {image}")] = root(f"case {case.id}")
+    return {case.id: root(f"case {case.id}") for case in cases}
+
+
+def shared_images(some: Sequence[LabeledCase], others: Sequence[LabeledCase]) -> int:
+    """How many images two sets of cases share."""
+    return len({str(image) for case in some for image in case.images} & {str(i) for c in others for i in c.images})
 
 
 def panel(specialists: Sequence[str] | None, cases: str | None, model: str) -> list[BaseChatModel]:

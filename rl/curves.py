@@ -24,28 +24,35 @@ def draw_curves(run: Path, stages: list[str], summary: dict[str, Any]) -> Path:
     logs, sampled, starts = _read(run, stages)
     figure, (reward, entropy, accuracy) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     _line(reward, logs, "reward", "#33415c")
-    reward.set(title="Reward of sampled completions (at most 1.5)", xlabel="optimizer step")
+    _name(reward, "Reward of sampled completions (at most 1.5)")
     _line(entropy, logs, "entropy", "#33415c")
-    entropy.set(title="Entropy of the policy, nats a token", xlabel="optimizer step", ylim=(0, None))
+    _name(entropy, "Entropy of the policy, nats a token")
+    entropy.set_ylim(0, None)
     for tier in TIERS:
         right = sampled[sampled.tier == tier].groupby("step")["right"].mean().reset_index()
         _line(accuracy, right, "right", COLORS[tier], tier)
         for name, x, marker in (("before", 0, "o"), ("after", starts[-1], "D")):
             if (share := summary[name][tier]["accuracy"]) is not None:
                 accuracy.plot(x, share, marker, color=COLORS[tier], markeredgecolor="black", clip_on=False, zorder=3)
-    accuracy.set(title="Accuracy: sampled (lines), greedy, held out (marks)", xlabel="optimizer step", ylim=(0, 1))
+    _name(accuracy, "Accuracy: sampled (lines), greedy on held-out cases (marks)")
+    accuracy.set_ylim(0, 1)
     accuracy.legend(loc="lower right", frameon=False)
     for axis in (reward, entropy, accuracy):
         axis.set_xlim(0, starts[-1])
         axis.spines[["top", "right"]].set_visible(False)
         for name, start, end in zip(stages, starts, starts[1:], strict=False):
             axis.axvline(end, color="#cccccc", linewidth=1, zorder=0)
-            place = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "top"}
-            axis.text((start + end) / 2, 1.0, name, color="#888888", **place)
+            place = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom", "fontsize": 9}
+            axis.text((start + end) / 2, 1.005, name, color="#888888", **place)
     path = run / "curves.png"
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def _name(axis: Any, title: str) -> None:
+    axis.set_title(title, fontsize=11, pad=20)
+    axis.set_xlabel("optimizer step")
 
 
 def _read(run: Path, stages: list[str]) -> tuple[pd.DataFrame, pd.DataFrame, list[int]]:

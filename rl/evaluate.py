@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mmedagent_graph.images import ImageStore
 from rl.cohort import clinic_cohort, own_cohort, panel
-from rl.curriculum import TIERS
+from rl.curriculum import TIERS, tier_of
 from rl.grading import grade, is_right
 from rl.policy import PolicyChatModel, load_policy
 from rl.rollout import AttendingRollout, roll_upstream
@@ -121,6 +121,8 @@ async def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     rollout = AttendingRollout(arguments.triage, panel(arguments.specialists, arguments.cases, arguments.model), images)
     upstream: list[Trace] = []
     await roll_upstream(rollout, cohort.cases, upstream.append)
+    for trace in upstream:
+        trace.tier = tier_of(trace.opinions, trace.answer)
     traces = await decide(rollout, upstream, load_policy(arguments.model), "attending")
     figures = by_tier(traces, decided(traces))
     report = {

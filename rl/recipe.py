@@ -3,10 +3,11 @@
 Invariant: what cannot work is refused here, when the settings are read, and not an hour later.
 """
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from trl import GRPOConfig, TrlParser
 
@@ -60,6 +61,8 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         known = ", ".join(TIERS)
+        if not self.stages:
+            raise ValueError(f"stages: none is given; name at least one of {known}")
         for stage in self.stages:
             if stage not in TIERS:
                 raise ValueError(f"stages: {stage!r} is unknown; stages are named by their main tier: {known}")
@@ -67,9 +70,11 @@ class Recipe:
             given = len(getattr(self, field))
             if given != each * len(self.stages):
                 raise ValueError(f"{field}: {given} values for {len(self.stages)} stages; give {each} for each stage")
+        if not all(beta >= 0 for beta in self.betas):
+            raise ValueError(f"betas: {self.betas}; a KL weight is 0 or more")
         if min(self.stage_steps) < 0 or not sum(self.stage_steps):
             raise ValueError(f"stage_steps: {self.stage_steps}; steps are 0 or more, with at least one in all")
-        if len(self.gammas) != len(TIERS) or min(self.gammas) < 0:
+        if len(self.gammas) != len(TIERS) or not all(gamma >= 0 for gamma in self.gammas):
             raise ValueError(f"gammas: {self.gammas}; give one weight, 0 or more, for each of {known}")
         shares = [self.rehearsal[i : i + 3] for i in range(0, len(self.rehearsal), 3)]
         if min(self.rehearsal) < 0 or any(sum(stage) <= 0 for stage in shares):
@@ -78,8 +83,12 @@ class Recipe:
             raise ValueError(f"free_text: {self.free_text!r} is unknown; choose skip or exact_match")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout: {self.holdout} is not a share between 0 and 1")
-        if self.cases is None and (self.split or self.eval_split):
-            raise ValueError("split: the clinic's cases have no splits; give --cases FILE.jsonl with it")
+        for field in ("split", "eval_split"):
+            if self.cases is None and (value := getattr(self, field)):
+                raise ValueError(f"{field}: {value!r}, but the clinic's cases have no splits; give --cases FILE.jsonl")
+        for field in ("train_size", "eval_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: {getattr(self, field)} is not a number of cases; give 1 or more")
 
     def curriculum(self, max_steps: int) -> list[Stage]:
         """The stages. `max_steps` above 0 caps their sum, each stage keeping its share of the steps."""
@@ -125,13 +134,16 @@ def stage_settings(arguments: Sequence[str], stage: Stage, out: Path) -> GRPOCon
 
 
 def _config(arguments: Sequence[str]) -> Path:
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            return Path(arguments[i + 1])
-    return DEFAULT
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path, default=DEFAULT)
+    try:
+        return cast(Path, parser.parse_known_args(arguments)[0].config)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"config: {error}; give a YAML file") from error
 
 
 def _parse(arguments: Sequence[str]) -> tuple[Recipe, GRPOConfig]:
-    given = [] if "--config" in arguments else ["--config", str(DEFAULT)]
-    recipe, settings = TrlParser((Recipe, GRPOConfig)).parse_args_and_config([*given, *arguments])
+    others = [argument for argument in arguments if not argument.startswith("--config=")]
+    given = [] if "--config" in others else ["--config", str(_config(arguments))]
+    recipe, settings = TrlParser((Recipe, GRPOConfig)).parse_args_and_config([*given, *others])
     return recipe, settings

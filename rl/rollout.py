@@ -46,6 +46,7 @@ class AttendingRollout:
     """
 
     def __init__(self, triage: Swappable, specialists: Panel, images: ImageStore) -> None:
+        self.images = images
         self.node = Attending(images)
         self._saver = InMemorySaver()
         self._graph = build_graph(
@@ -64,14 +65,14 @@ class AttendingRollout:
 
     def prompt(self, trace: Trace) -> list[BaseMessage]:
         """The prompt of the node under training: what inference would put to the model, word for word."""
-        return self.node.render(trace.state())
+        return self.node.render(trace.given())
 
     async def finish(self, upstream: Trace, text: str) -> Trace:
         """Go on from one completion of the node under training to the end of the graph."""
-        state = upstream.state()
+        read = self.node.read(text, upstream.given())
         async with self._thread() as config:
             # the upstream's values and the node's own, written as if that node had just run: what follows it, follows
-            update = {**state, **self.node.read(text, state)}
+            update = {**upstream.state(), **read}
             paused = await self._graph.aupdate_state(config, update, as_node=self.node.name)
             await self._graph.ainvoke(None, paused)
             values = (await self._graph.aget_state(config)).values

@@ -7,6 +7,7 @@ reads them from there, so a resumed run cannot differ from the one that was inte
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ class Run:
         self.recipe = recipe_name(arguments)
         times = folder / "seconds.json"
         self.seconds: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
+        self._made_folder = False
 
     @classmethod
     def open(cls, arguments: list[str]) -> "Run":
@@ -39,12 +41,16 @@ class Run:
         if recipe.resume:
             return cls._resumed(runs, recipe.name, arguments)
         folder = runs / recipe.name if recipe.name else _unused(runs, f"{recipe_name(arguments)}-seed{settings.seed}")
+        if folder.name == "latest":
+            raise ValueError("name: 'latest' always points to the last run; choose another name")
         if (folder / "arguments.json").exists():
             go_on = f"go on with it by --resume --name {folder.name}"
             raise ValueError(f"name: {str(folder)!r} holds a run; {go_on}, or choose another name")
+        made_folder = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "arguments.json").write_text(json.dumps(arguments) + "\n")
         run = cls(folder, arguments)
+        run._made_folder = made_folder
         _point(runs / "latest", folder.name)
         return run
 
@@ -67,7 +73,20 @@ class Run:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 1)
-            (self.folder / "seconds.json").write_text(json.dumps(self.seconds) + "\n")
+            if self.folder.exists():
+                (self.folder / "seconds.json").write_text(json.dumps(self.seconds) + "\n")
+
+    @contextlib.contextmanager
+    def abandoned_if_refused(self) -> Iterator[None]:
+        """Free the name again if the settings are refused after all, before anything was found."""
+        try:
+            yield
+        except ValueError:
+            if not (self.folder / "upstream-train.jsonl").exists():
+                (self.folder / "arguments.json").unlink()
+                if self._made_folder:
+                    shutil.rmtree(self.folder)
+            raise
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns, kept as JSON in the run's folder and read from there the next time."""

@@ -6,7 +6,7 @@ last checkpoint; finished, its model folder is complete (it is renamed into plac
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +15,6 @@ from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import GRPOConfig
 
-from mmedagent_graph.images import ImageStore
 from rl.chat import to_chat
 from rl.curriculum import TIERS, Stage
 from rl.grading import grade
@@ -28,13 +27,11 @@ SHOWN = {"reward": "reward", "accuracy": "rewards/accuracy", "entropy": "entropy
 """What the progress bar shows, by the trainer's names."""
 
 
-def dataset_of(
-    traces: Sequence[Trace], rollout: AttendingRollout, gammas: dict[str, float], images: ImageStore
-) -> Dataset:
+def dataset_of(traces: Sequence[Trace], rollout: AttendingRollout, gammas: Mapping[str, float]) -> Dataset:
     """The rows that GRPO trains on: the node's whole prompt, its images, the sample's gamma, and which trace it is."""
     rows = {
         "prompt": [_text_turns(to_chat(rollout.prompt(trace))[0]) for trace in traces],
-        "images": [[str(images.path(ref)) for ref in trace.images] for trace in traces],
+        "images": [[str(rollout.images.path(ref)) for ref in trace.images] for trace in traces],
         GAMMA: [gammas[str(trace.tier)] for trace in traces],
         "trace": list(range(len(traces))),
     }
@@ -128,7 +125,6 @@ def train_stage(
     rollout: AttendingRollout,
     settings: GRPOConfig,
     gammas: Sequence[float],
-    images: ImageStore,
 ) -> None:
     """Train one stage.
 
@@ -140,7 +136,6 @@ def train_stage(
         rollout: what finishes a trace.
         settings: GRPO's, for this stage.
         gammas: entropy weight of easy, medium and hard cases.
-        images: the store.
     """
     checkpoints, record, metrics = out / "checkpoints", out / "completions.jsonl", out / "metrics.jsonl"
     last = last_checkpoint(checkpoints)
@@ -152,7 +147,7 @@ def train_stage(
         model=folder_of(start),
         reward_funcs=reward_of(traces, rollout, record),
         args=settings,
-        train_dataset=dataset_of(traces, rollout, dict(zip(TIERS, gammas, strict=True)), images),
+        train_dataset=dataset_of(traces, rollout, dict(zip(TIERS, gammas, strict=True))),
         processing_class=load_processor(start),
         callbacks=[StageProgress(metrics, stage.name)],
     )

@@ -6,11 +6,12 @@ prompt.
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from mmedagent_graph.state import Decision, Opinion, Referral
+from mmedagent_graph.state import AttendingInput, CaseFields, ConsultationState, Decision, Opinion, Referral
 from rl.datasets import LabeledCase
 
 
@@ -45,10 +46,7 @@ class Trace:
         """The trace of a case from the state that its consultation has reached."""
         return cls(
             case=case.id,
-            question=state["question"],
-            options=list(state["options"]),
-            images=list(state["images"]),
-            context=state["context"],
+            **state["case"],
             answer=case.answer,
             specialty=case.specialty,
             referral=state.get("referral"),
@@ -59,10 +57,24 @@ class Trace:
             usage=dict(state.get("usage", {})),
         )
 
-    def state(self) -> Any:
+    def fields(self) -> CaseFields:
+        """The case as every node sees it; the answer key is not in it."""
+        return CaseFields(question=self.question, options=self.options, images=self.images, context=self.context)
+
+    def state(self) -> ConsultationState:
         """The graph's state that this trace ends in: what a rollout goes on from."""
-        fields = ("question", "options", "images", "context", "referral", "opinions", "decision", "usage")
-        return {name: getattr(self, name) for name in fields if getattr(self, name) is not None or name == "context"}
+        return ConsultationState(
+            case=self.fields(),
+            referral=self.referral,
+            opinions=self.opinions,
+            decision=self.decision,
+            usage=self.usage,
+        )
+
+    def given(self) -> AttendingInput:
+        """What the attending was given."""
+        referral = self.referral or Referral(specialty=None, reasoning="")
+        return AttendingInput(**self.fields(), referral=referral, opinions=self.opinions)
 
 
 def append_traces(path: Path, traces: Iterable[Trace]) -> None:
@@ -114,12 +126,29 @@ def forget_after(path: Path, step: int) -> None:
 
 def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with path.open("ab+") as file:
+        whole = _end_of_last_line(file)
+        if whole < file.seek(0, os.SEEK_END):  # a killed run stopped in the middle of a line
+            file.truncate(whole)
+        file.write(text.encode())
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    """The length of a file up to its last line break."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 65536)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a JSONL file; a last line that a killed run left unfinished is passed over."""
     if path.exists():
-        with path.open(encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if line.endswith("\n"))
+        with path.open("rb") as file:
+            yield from (json.loads(line) for line in file if line.endswith(b"\n"))

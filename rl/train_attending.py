@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from mmedagent_graph.images import ImageStore
 from rl.clinic.cases import ClinicCase
 from rl.clinic.ideal import ideal_answers
-from rl.cohort import HELD_OUT, TRAIN, Cohort, clinic_cohort, hold_out, own_cohort, panel
+from rl.cohort import HELD_OUT, TRAIN, Cohort, clinic_cohort, hold_out, own_cohort, panel, shared_images
 from rl.curriculum import TIERS, draw_cases, tier_of
 from rl.curves import draw_curves
 from rl.datasets import LabeledCase
@@ -37,29 +37,36 @@ from rl.stage import train_stage
 from rl.traces import Trace, append_traces, read_traces
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "langgraph", "langchain-core")
+Cohorts = tuple[Sequence[LabeledCase], Sequence[LabeledCase], int]
+"""Training cases, held-out cases, and how many rows were skipped."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns the summary."""
     run = Run.open(list(sys.argv[1:] if arguments is None else arguments))
     recipe, settings = read_recipe(run.arguments)
+    seed = int(settings.seed)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renamed settings of TRL's own
     disable_progress_bar()  # of loading weights; the bars of the run itself stay
     try:
-        return train(run, recipe, int(settings.seed), int(settings.max_steps))
+        images = ImageStore(run.folder / "images")
+        with run.phase("cases"), run.abandoned_if_refused():
+            cases = cohorts(recipe, seed, images)
+            rollout = AttendingRollout(recipe.triage, panel(recipe.specialists, recipe.cases, recipe.model), images)
+        return train(run, recipe, seed, int(settings.max_steps), cases, rollout)
     except KeyboardInterrupt:
         go_on = f"python -m rl.train_attending --resume --runs {recipe.runs} --name {run.folder.name}"
         print(f"\ninterrupted; go on with: {go_on}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def train(run: Run, recipe: Recipe, seed: int, max_steps: int) -> dict[str, Any]:
+def train(
+    run: Run, recipe: Recipe, seed: int, max_steps: int, cases: Cohorts, rollout: AttendingRollout
+) -> dict[str, Any]:
     """The whole run; every part that is already finished in the run's folder is passed over."""
-    images = ImageStore(run.folder / "images")
-    with run.phase("cases"):
-        learn, held_out, skipped = cohorts(recipe, seed, images)
-    rollout = AttendingRollout(recipe.triage, panel(recipe.specialists, recipe.cases, recipe.model), images)
+    learn, held_out, skipped = cases
+    images = rollout.images
     with run.phase("rollout"):
         upstream = roll(rollout, learn, run.folder / "upstream-train.jsonl", "rollout, training cases")
         measured = roll(rollout, held_out, run.folder / "upstream-held-out.jsonl", "rollout, held-out cases")
@@ -76,7 +83,7 @@ def train(run: Run, recipe: Recipe, seed: int, max_steps: int) -> dict[str, Any]
                 configured = stage_settings(run.arguments, stage, out)
                 prompts = stage.steps * int(configured.generation_batch_size) // int(configured.num_generations)
                 drawn = draw_cases(upstream, stage, prompts, seed=seed * 1000 + i)
-                train_stage(stage, model, out, drawn, rollout, configured, recipe.gammas, images)
+                train_stage(stage, model, out, drawn, rollout, configured, recipe.gammas)
         model = str(out / "model")
     run.link("model", model)
     run.collect_metrics([stage.name for stage in stages])
@@ -98,8 +105,8 @@ def train(run: Run, recipe: Recipe, seed: int, max_steps: int) -> dict[str, Any]
     return summary
 
 
-def cohorts(recipe: Recipe, seed: int, images: ImageStore) -> tuple[Sequence[LabeledCase], Sequence[LabeledCase], int]:
-    """Training cases, held-out cases, and how many rows were skipped."""
+def cohorts(recipe: Recipe, seed: int, images: ImageStore) -> Cohorts:
+    """The cases that the recipe asks for."""
     if recipe.cases is None:
         learn = clinic_cohort(recipe.train_size, TRAIN + seed, images)
         return learn.cases, clinic_cohort(recipe.eval_size, HELD_OUT + seed, images).cases, 0
@@ -109,6 +116,8 @@ def cohorts(recipe: Recipe, seed: int, images: ImageStore) -> tuple[Sequence[Lab
     else:
         other: Cohort = own_cohort(recipe.cases, recipe.eval_split, recipe.free_text)
         learning, held_out = list(cohort.cases), list(other.cases)
+        if shared := shared_images(learning, held_out):
+            print(f"note: {shared} images are in both {recipe.split} and {recipe.eval_split}, as the data set has it")
     print(f"{len(learning)} training and {len(held_out)} held-out cases; {cohort.skipped} rows without options skipped")
     return learning, held_out, cohort.skipped
 
@@ -132,8 +141,10 @@ def measure(rollout: AttendingRollout, upstream: Sequence[Trace], model: str, re
     """The model's greedy decisions on the held-out cases."""
     if not record.exists():
         finished = asyncio.run(decide(rollout, upstream, load_policy(model), record.stem))
-        append_traces(record.with_suffix(".part"), finished)
-        record.with_suffix(".part").rename(record)
+        part = record.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        append_traces(part, finished)
+        part.rename(record)
     return list(read_traces(record))
 
 

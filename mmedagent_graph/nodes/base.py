@@ -5,7 +5,9 @@ chat model between the two, training puts the trainer between them; so prompt an
 """
 
 import asyncio
+import operator
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
 
 from langchain_core.language_models import BaseChatModel
@@ -78,6 +80,9 @@ def with_own(node: Node, own: Runnable[Any, Any] | Callable[..., Any]) -> Runnab
         raise ValueError(f"{node.name}: the node returned a {wrong}; it must return a mapping, a text or a message")
 
     def call(state: Any, config: RunnableConfig) -> Update:
+        if isinstance(runnable, RunnableLambda) and not hasattr(runnable, "func"):  # async only: a loop of its own
+            with ThreadPoolExecutor(1) as thread:
+                return update(thread.submit(lambda: asyncio.run(runnable.ainvoke(state, config))).result(), state)
         return update(runnable.invoke(state, config), state)
 
     async def acall(state: Any, config: RunnableConfig) -> Update:
@@ -109,9 +114,10 @@ def checked_answer(output: Mapping[str, Any], options: list[str], node: str) -> 
         raise ValueError(f"{node}.answer: {answer!r} is not an option; options are {options}")
     if index is None:
         index = options.index(cast(str, answer))
-    if not isinstance(index, int) or not 0 <= index < len(options) or answer not in (None, options[index]):
+    named = operator.index(index) if hasattr(index, "__index__") else -1  # any integer, numpy's too
+    if not 0 <= named < len(options) or answer not in (None, options[named]):
         raise ValueError(f"{node}.index: {index!r} does not name {answer!r}; options are {options}")
-    return options[index], index
+    return options[named], named
 
 
 def stated(text: str, options: list[str]) -> tuple[str | None, int | None]:

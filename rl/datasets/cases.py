@@ -55,11 +55,17 @@ def read_cases(path: str | Path, split: str | None = None) -> list[LabeledCase]:
         rows = [(number, row) for number, row in rows if row.get("split") == split]
         if not rows:
             raise ValueError(f"split: {split!r} is not in {str(path)!r}; it has {', '.join(splits)}")
-    return [_case(path, number, row) for number, row in rows]
+    cases: dict[str, LabeledCase] = {}
+    for number, row in rows:
+        case = _case(path, number, row)
+        if case.id in cases:  # traces are kept by id: two cases of one id would share their opinions
+            raise ValueError(f"{path}:{number}: id {case.id!r} is there twice; ids must differ")
+        cases[case.id] = case
+    return list(cases.values())
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -75,16 +81,25 @@ def _case(path: Path, number: int, row: dict[str, Any]) -> LabeledCase:
     for field in ("question", "answer"):
         if not isinstance(row.get(field), str) or not row[field].strip():
             raise ValueError(f"{where}: {field} is {row.get(field)!r}; it must be a text")
-    options = row.get("options") or []
+    options = _texts(where, "options", row.get("options"))
     if options and row["answer"] not in options:
         raise ValueError(f"{where}: answer {row['answer']!r} is not one of the options {options}")
-    images = row.get("images") or ([row["image"]] if row.get("image") else [])
+    image = row.get("image")
+    images = _texts(where, "images" if "images" in row else "image", row.get("images", [image] if image else []))
+    identity = row.get("id")
     return LabeledCase(
-        id=str(row.get("id", f"{path.stem}-{number}")),
+        id=f"{path.stem}-{number}" if identity is None else str(identity),
         question=row["question"],
         answer=row["answer"],
-        options=list(options),
+        options=options,
         images=[path.parent / image for image in images],
         context=row.get("context"),
         specialty=row.get("specialty"),
     )
+
+
+def _texts(where: str, field: str, value: Any) -> list[str]:
+    """A list of texts, or null for none."""
+    if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        raise ValueError(f"{where}: {field} is {value!r}; it must hold texts, in a list where there may be several")
+    return list(value or [])

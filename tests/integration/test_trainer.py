@@ -25,7 +25,7 @@ def stage(steps: int = 1, beta: float = 0.0) -> Stage:
 
 
 @pytest.fixture
-def make_trainer(rollout, upstream, images, tmp_path):
+def make_trainer(rollout, upstream, tmp_path):
     def make(gamma: float = 0.0, cls: type = StagedEntropyTrainer, flags: tuple[str, ...] = (), steps: int = 1):
         settings = stage_settings([*FLAGS, *flags], stage(steps), tmp_path / "stage")
         traces = draw_cases(upstream, stage(steps), steps * 2, seed=0)
@@ -34,7 +34,7 @@ def make_trainer(rollout, upstream, images, tmp_path):
             model=folder_of("clinic:base"),
             reward_funcs=reward_of(traces, rollout, tmp_path / "completions.jsonl"),
             args=settings,
-            train_dataset=dataset_of(traces, rollout, gammas, images),
+            train_dataset=dataset_of(traces, rollout, gammas),
             processing_class=load_processor("clinic:base"),
         )
 
@@ -148,7 +148,7 @@ def test_changing_the_image_changes_the_trained_log_probabilities(make_trainer):
     assert (same - other).abs().max() > 0.01
 
 
-def test_the_pixels_that_are_trained_on_are_those_of_the_case(make_trainer, images):
+def test_the_pixels_that_are_trained_on_are_those_of_the_case(make_trainer):
     trainer = make_trainer()
     row = trainer.train_dataset[0]
     processor = trainer.processing_class
@@ -203,7 +203,7 @@ def test_a_truncated_completion_loses_its_own_reward_only(make_trainer, tmp_path
     assert any(completion.rewards["accuracy"] == 1 for completion in whole)
 
 
-def test_a_killed_stage_resumes_to_the_same_weights(rollout, upstream, images, tmp_path):
+def test_a_killed_stage_resumes_to_the_same_weights(rollout, upstream, tmp_path):
     traces = draw_cases(upstream, stage(4), 8, seed=0)
 
     def run(out: Path, steps: int | None = None) -> None:
@@ -220,7 +220,7 @@ def test_a_killed_stage_resumes_to_the_same_weights(rollout, upstream, images, t
 
             hook.setattr(StagedEntropyTrainer, "training_step", dying)
         try:
-            train_stage(stage(4, 0.01), "clinic:base", out, traces, rollout, settings, GAMMAS, images)
+            train_stage(stage(4, 0.01), "clinic:base", out, traces, rollout, settings, GAMMAS)
         finally:
             hook.undo()
 

@@ -631,7 +631,7 @@ def test_a_strict_checkpointer_keeps_everything(consult: Consult, store: ImageSt
         stop()
     assert events == []
     assert {name: history[0].values[name] for name in result} == result
-    assert history[0].values["images"] == [store.put(PNG)]
+    assert history[0].values["case"]["images"] == [store.put(PNG)]
     assert len(history) > 4
 
 

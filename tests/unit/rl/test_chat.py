@@ -63,8 +63,7 @@ def test_only_inline_data_is_taken(block):
 
 
 def test_the_attendings_prompt_keeps_its_words_and_images(images, trace, png):
-    state = trace(images=[images.put(png(GREEN)), images.put(png(RED))]).state()
-    messages = Attending(images).render(state)
+    messages = Attending(images).render(trace(images=[images.put(png(GREEN)), images.put(png(RED))]).given())
     chat, pictures = to_chat(messages)
     assert [turn["role"] for turn in chat] == ["system", "user"]
     assert ["".join(part.get("text", "") for part in turn["content"]) for turn in chat] == [m.text for m in messages]

@@ -49,24 +49,24 @@ def test_images_lie_beside_the_file(jsonl, tmp_path):
     assert none.images == []
 
 
-@pytest.mark.parametrize(
-    ("row", "named"),
-    [
-        ("{not json", ["not JSON"]),
-        ('{"question": "Is it?"', ["not JSON"]),
-        ("[1, 2]", ["a case is a JSON object", "list"]),
-        ({"answer": "yes"}, ["question", "None"]),
-        ({**ROW, "question": "  "}, ["question", "'  '"]),
-        ({"question": "Is it?", "options": ["yes", "no"]}, ["answer", "None"]),
-        ({**ROW, "answer": None}, ["answer", "None"]),
-        ({**ROW, "answer": 1}, ["answer", "1", "text"]),
-        ({**ROW, "answer": "maybe"}, ["answer", "'maybe'", "'yes', 'no'"]),
-        ({**ROW, "answer": "A"}, ["answer", "'A'", "'yes', 'no'"]),
-        ({**ROW, "options": "yes or no"}, ["options", "'yes or no'"]),  # and not its letters
-        ({**ROW, "images": "a.png"}, ["images", "'a.png'"]),  # and not five images
-        ({**ROW, "image": 5}, ["image", "5"]),
-    ],
-)
+WRONG = {
+    "no JSON": ("{not json", ["not JSON"]),
+    "cut off": ('{"question": "Is it?"', ["not JSON"]),
+    "no object": ("[1, 2]", ["a case is a JSON object", "list"]),
+    "no question": ({"answer": "yes"}, ["question", "None"]),
+    "blank question": ({**ROW, "question": "  "}, ["question", "'  '"]),
+    "no answer": ({"question": "Is it?", "options": ["yes", "no"]}, ["answer", "None"]),
+    "answer is null": ({**ROW, "answer": None}, ["answer", "None"]),
+    "answer is a number": ({**ROW, "answer": 1}, ["answer", "1", "text"]),
+    "answer is no option": ({**ROW, "answer": "maybe"}, ["answer", "'maybe'", "'yes', 'no'"]),
+    "answer is a letter": ({**ROW, "answer": "A"}, ["answer", "'A'", "'yes', 'no'"]),
+    "options are a text": ({**ROW, "options": "yes or no"}, ["options", "'yes or no'"]),  # and not its letters
+    "images are a text": ({**ROW, "images": "a.png"}, ["images", "'a.png'"]),  # and not its letters
+    "image is a number": ({**ROW, "image": 5}, ["image", "5"]),
+}
+
+
+@pytest.mark.parametrize(("row", "named"), WRONG.values(), ids=WRONG.keys())
 def test_an_error_names_file_line_and_field(jsonl, row, named):
     path = jsonl(ROW, row, ROW)
     with pytest.raises(ValueError) as error:
@@ -158,14 +158,15 @@ def images_of(cases):
 
 @quiet
 @given(
-    pictures=st.lists(st.lists(st.integers(0, 9), max_size=3, unique=True), min_size=2, max_size=20),
+    pictures=st.lists(st.lists(st.integers(0, 9), max_size=3, unique=True), max_size=20),
     share=st.floats(0.05, 0.95),
     seed=st.integers(0, 99),
 )
 def test_held_out_cases_share_no_image_with_the_others(pictures, share, seed):
-    cases = [case(i, images) for i, images in enumerate(pictures)]
+    cases = [case(i, images) for i, images in enumerate([*pictures, [90], [91]])]  # so that they can be split
     learn, held = hold_out(cases, share, seed)
     assert sorted([*learn, *held], key=cases.index) == cases
+    assert learn
     assert held
     assert not images_of(learn) & images_of(held)
     assert hold_out(cases, share, seed) == (learn, held)

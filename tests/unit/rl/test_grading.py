@@ -14,7 +14,7 @@ def rewards(images, trace):
 
     def of(text, **fields):
         done = trace(text=text, **fields)
-        done.decision = Attending(images).read(text, done.state())["decision"]
+        done.decision = Attending(images).read(text, done.given())["decision"]
         graded = grade(done)
         assert graded is done
         return graded.rewards["format"], graded.rewards["accuracy"]

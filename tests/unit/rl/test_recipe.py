@@ -95,6 +95,8 @@ def test_each_stage_has_its_own_shares():
 REFUSED = {
     "unknown stage": ("--stages easy hardest hard", ["stages", "'hardest'", "easy, medium, hard"]),
     "steps of a stage missing": ("--stage_steps 10 20", ["stage_steps", "2 values", "3 stages"]),
+    "no steps at all": ("--stage_steps 0 0 0", ["stage_steps", "[0, 0, 0]", "at least one"]),
+    "negative steps": ("--stage_steps 5 -5 5", ["stage_steps", "[5, -5, 5]", "0 or more"]),
     "a beta too many": ("--betas 0 0 0 0", ["betas", "4 values", "3 stages"]),
     "shares missing": ("--rehearsal 1 0 0", ["rehearsal", "3 values", "3 stages", "give 3"]),
     "gammas missing": ("--gammas 0.1 0.2", ["gammas", "[0.1, 0.2]", "easy, medium, hard"]),
@@ -110,7 +112,7 @@ REFUSED = {
     "entropy_coef": ("--entropy_coef 0.25", ["entropy_coef", "0.25", "gammas"]),
     "adaptive entropy": ("--use_adaptive_entropy true", ["use_adaptive_entropy", "True", "gammas"]),
     "unknown config": ("--config nowhere.yaml", ["config", "'nowhere.yaml'", "clinic.yaml", "paper.yaml"]),
-    "config, joined": ("--config=nowhere.yaml", ["--config=nowhere.yaml"]),  # TRL's parser wants it as two words
+    "config, joined": ("--config=nowhere.yaml", ["config", "'nowhere.yaml'", "clinic.yaml"]),
     "unknown flag": ("--learning_speed 3", ["--learning_speed"]),
 }
 

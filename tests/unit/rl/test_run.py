@@ -122,3 +122,50 @@ def test_the_summary_is_written(open_run):
     run = open_run("--name", "a")
     run.finish({"seed": 3})
     assert json.loads((run.folder / "summary.json").read_text()) == {"seed": 3}
+
+
+def test_what_was_found_once_is_read_the_next_time(open_run):
+    run = open_run("--name", "a")
+    assert run.once("ideal.json", lambda: {"n": 1}) == {"n": 1}
+    assert open_run("--resume", "--name", "a").once("ideal.json", lambda: pytest.fail("made again")) == {"n": 1}
+    assert run.once("none.json", lambda: None) is None
+    with pytest.raises(KeyboardInterrupt):
+        run.once("other.json", interrupted)
+    assert run.once("other.json", lambda: 2) == 2
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def refused():
+    raise ValueError("split: no")
+
+
+@pytest.mark.parametrize(
+    ("stop", "error", "kept"), [(refused, ValueError, False), (interrupted, KeyboardInterrupt, True)]
+)
+def test_a_name_is_free_again_after_a_refusal(open_run, stop, error, kept):
+    run = open_run("--name", "a")
+    with pytest.raises(error), run.phase("cases"), run.abandoned_if_refused():
+        stop()
+    assert run.folder.exists() is kept
+    if not kept:
+        assert open_run("--name", "a").seconds == {}
+
+
+def test_a_refusal_removes_nothing_that_was_found(open_run):
+    run = open_run("--name", "a")
+    (run.folder / "upstream-train.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="split"), run.abandoned_if_refused():
+        refused()
+    assert (run.folder / "upstream-train.jsonl").exists()
+
+
+def test_a_refusal_removes_nothing_that_was_there_before(open_run, tmp_path):
+    notes = tmp_path / "runs" / "a" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    with pytest.raises(ValueError, match="split"), open_run("--name", "a").abandoned_if_refused():
+        refused()
+    assert notes.exists()

@@ -136,28 +136,31 @@ def test_there_may_be_nothing_to_forget(tmp_path):
 
 
 def test_a_trace_of_a_state_goes_back_into_the_attending(images, opinions, png):
+    fields = {"question": "Where is it?", "options": [], "images": [images.put(png((1, 2, 3)))], "context": "Fever."}
     state = {
-        "question": "Where is it?",
-        "options": [],
-        "images": [images.put(png((1, 2, 3)))],
-        "context": "Fever.",
+        "case": fields,
         "referral": {"specialty": "Radiologist", "reasoning": "r"},
         "opinions": opinions("left", None),
+        "decision": None,
         "usage": {"triage": {"calls": 1, "input_tokens": 2, "output_tokens": 3}},
     }
     case = LabeledCase("a", "Where is it?", "SECRET-KEY", specialty="SECRET-LABEL")
     trace = Trace.of(case, state, "attending")
     assert (trace.case, trace.answer, trace.specialty, trace.node) == ("a", "SECRET-KEY", "SECRET-LABEL", "attending")
     assert trace.state() == state
-    prompt = Attending(images).render(trace.state())
-    assert prompt == Attending(images).render(state)
+    prompt = Attending(images).render(trace.given())
+    assert prompt == Attending(images).render({**fields, "referral": state["referral"], "opinions": state["opinions"]})
     assert "Doctor 1 (Radiologist): left\nDoctor 2 (Radiologist): no opinion" in prompt[1].text
     stored = Trace(**json.loads(json.dumps(dataclasses.asdict(trace))))
-    assert Attending(images).render(stored.state()) == prompt
+    assert Attending(images).render(stored.given()) == prompt
+
+
+def test_an_attending_without_referral_and_opinions_can_be_asked(images, trace):
+    assert "no opinion" in Attending(images).render(trace(referral=None).given())[1].text
 
 
 @quiet
 @given(trace=a_trace)
-def test_the_state_never_holds_the_key(trace):
+def test_neither_state_nor_prompt_ever_holds_the_key(trace):
     trace = dataclasses.replace(trace, answer="SECRET-KEY", specialty="SECRET-LABEL", text="SECRET-TEXT")
-    assert "SECRET" not in json.dumps(trace.state())
+    assert "SECRET" not in json.dumps([trace.state(), trace.given(), trace.fields()])
