@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/python -m rl.train_attending
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 RUNS = Path("runs/seeds")
 COLUMNS = ("overall", "easy", "medium", "hard")
 
@@ -65,7 +67,8 @@ def main() -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         threads = 1 if arguments.jobs > 1 else None
-        print(table(list(pool.map(lambda seed: run(seed, flags, threads), arguments.seeds))))
+        runs = pool.map(lambda seed: run(seed, flags, threads), arguments.seeds)
+        print(table(list(tqdm(runs, "seeds", len(arguments.seeds), unit="run"))))
 
 
 if __name__ == "__main__":

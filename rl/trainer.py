@@ -15,6 +15,7 @@ asks `_get_per_token_logps_and_entropies` exactly once under autograd; and the e
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 GAMMA = "gamma"
@@ -29,6 +30,18 @@ class StagedEntropyTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.entropy_coef != 0.0:
             raise ValueError(f"entropy_coef: {self.entropy_coef} would be added to the gammas; set gammas alone")
         self._entropies: torch.Tensor | None = None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load a checkpoint's weights, as `from_pretrained` does.
+
+        Qwen2.5-VL is saved under its published names (`model.layers...`) and has others in memory
+        (`model.language_model.layers...`). `Trainer` passes over names that do not match, so that a resumed run would
+        silently go on from its *first* weights (transformers 5.23).
+        """
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
+            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            self.model.load_state_dict(saved.state_dict())
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
