@@ -25,10 +25,13 @@ COLUMNS = ("overall", "easy", "medium", "hard")
 def run(seed: int, flags: list[str], threads: int | None) -> dict[str, Any]:
     """The summary of one run, which is trained if it is not there yet."""
     folder = RUNS / f"seed{seed}"
+    asked = ["--runs", str(RUNS), "--name", folder.name, "--seed", str(seed), *flags]
+    if (folder / "arguments.json").exists() and json.loads((folder / "arguments.json").read_text()) != asked:
+        raise SystemExit(f"{folder} was run with other flags; remove it first")
     if not (folder / "summary.json").exists():
         resumed = (folder / "arguments.json").exists()
-        how = ["--resume"] if resumed else ["--seed", str(seed), *flags]
-        command = [sys.executable, "-m", "rl.train_attending", "--runs", str(RUNS), "--name", folder.name, *how]
+        how = [*asked[:4], "--resume"] if resumed else asked
+        command = [sys.executable, "-m", "rl.train_attending", *how]
         environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         with (RUNS / f"seed{seed}.log").open("a") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)

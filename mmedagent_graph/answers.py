@@ -10,10 +10,19 @@ only a statement of at most ``_LIMIT`` characters (white space collapsed) is loo
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
-__all__ = ["LETTERS", "letter", "read_answer", "read_free_text", "same_text", "split_reasoning", "well_formed"]
+__all__ = [
+    "LETTERS",
+    "letter",
+    "read_answer",
+    "read_free_text",
+    "read_name",
+    "same_text",
+    "split_reasoning",
+    "well_formed",
+]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -87,6 +96,22 @@ def read_answer(text: str, options: Sequence[str]) -> int | None:
     Raises:
         ValueError: ``options`` is empty or a single string.
     """
+    return _only(text, options, _readings)
+
+
+def read_name(text: str, names: Sequence[str]) -> int | None:
+    """Return the index of the name that ``text`` states, read as `read_answer` does, but for letters.
+
+    For a list that was shown without letters, such as the specialties: there a "B" names nothing.
+
+    Raises:
+        ValueError: ``names`` is empty or a single string.
+    """
+    return _only(text, names, _named)
+
+
+def _only(text: str, options: Sequence[str], reading: Callable[[str, Sequence[str]], set[int]]) -> int | None:
+    """Return the one option that all the readings of what ``text`` states agree on."""
     if isinstance(options, str) or not options:
         raise ValueError("options: must be a non-empty sequence of option texts")
     statement = _statement(text)
@@ -95,7 +120,7 @@ def read_answer(text: str, options: Sequence[str]) -> int | None:
     texts = [_normalise(option) for option in options]
     found: set[int] = set()
     for form in _forms(_normalise(statement)):
-        found |= _readings(form, texts)
+        found |= reading(form, texts)
     return found.pop() if len(found) == 1 else None
 
 

@@ -13,14 +13,17 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_BYTES = 50 * 1024 * 1024
 MAX_PIXELS = 100_000_000
 SHOWN = 200
 """At most so many characters of what was given are repeated in an error."""
 WIRE_FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-"""What chat APIs take as it is; any other format that Pillow reads is kept as PNG."""
+"""What chat APIs take as it is; anything else that Pillow reads is kept as an upright PNG of eight bits."""
+WIRE_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
+ORIENTATION = 0x0112
+"""The EXIF tag by which a camera says that a picture lies on its side: every reader must see it upright."""
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 PREFIX = "sha256:"
 VALID = "give a path, bytes, a PIL image, a data URL (data:image/png;base64,...) or a reference (sha256:...)"
@@ -152,8 +155,9 @@ def _checked(data: bytes) -> bytes:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"the image has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are taken")
             image.load()
-            if image.format in WIRE_FORMATS:
+            upright = image.getexif().get(ORIENTATION, 1) == 1
+            if image.format in WIRE_FORMATS and image.mode in WIRE_MODES and upright:
                 return data
-            return _png(to_rgb(image))
+            return _png(to_rgb(ImageOps.exif_transpose(image)))
     except (UnidentifiedImageError, OSError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable image ({type(error).__name__}); {VALID}") from error

@@ -33,7 +33,10 @@ def load_model(name: str) -> BaseChatModel:
     if provider in BUILT_IN:
         return BUILT_IN[provider](model)
     if provider in plugins:
-        loaded: BaseChatModel = plugins[provider].load()(model)
+        try:
+            loaded: BaseChatModel = plugins[provider].load()(model)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"model: {name!r} needs {error.name}; pip install 'mmedagent-graph[rl]'") from error
         return loaded
     if find_spec("langchain") is None:
         more = "install langchain for more"

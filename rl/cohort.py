@@ -5,9 +5,11 @@ Invariant: no image is in two parts of a split that is made here. Splits that a 
 """
 
 import dataclasses
+import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
@@ -16,6 +18,7 @@ from mmedagent_graph.models import load_model
 from rl.clinic.cases import make_cases
 from rl.clinic.doctors import DOCTORS
 from rl.datasets import LabeledCase, read_cases
+from rl.models import model_string
 
 TRAIN, HELD_OUT = 10_000, 20_000
 """Added to the seed of the clinic's training and held-out cases, so that no two draws share any."""
@@ -80,13 +83,19 @@ def _groups(cases: Sequence[LabeledCase]) -> dict[str, str]:
 
     for case in cases:
         for image in case.images:
-            parent[root(f"image {image}")] = root(f"case {case.id}")
+            parent[root(f"image {_same_picture(image)}")] = root(f"case {case.id}")
     return {case.id: root(f"case {case.id}") for case in cases}
+
+
+def _same_picture(image: Any) -> str:
+    """What two copies of one picture have in common, whatever their names: the hash of their bytes."""
+    return hashlib.sha256(image.read_bytes()).hexdigest() if isinstance(image, Path) and image.is_file() else str(image)
 
 
 def shared_images(some: Sequence[LabeledCase], others: Sequence[LabeledCase]) -> int:
     """How many images two sets of cases share."""
-    return len({str(image) for case in some for image in case.images} & {str(i) for c in others for i in c.images})
+    here, there = ({_same_picture(image) for case in cases for image in case.images} for cases in (some, others))
+    return len(here & there)
 
 
 def panel(specialists: Sequence[str] | None, cases: str | None, model: str) -> list[BaseChatModel]:
@@ -98,11 +107,6 @@ def panel(specialists: Sequence[str] | None, cases: str | None, model: str) -> l
     if not specialists and cases is None:
         return list(DOCTORS)
     return [sampled(name) for name in (specialists or [model_string(model)] * len(DOCTORS))]
-
-
-def model_string(model: str) -> str:
-    """A policy's folder or hub id as a model string of the graph."""
-    return model if model.startswith(("clinic:", "transformers:")) else f"transformers:{model}"
 
 
 def sampled(name: str) -> BaseChatModel:

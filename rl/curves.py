@@ -65,7 +65,8 @@ def _read(run: Path, stages: list[str]) -> tuple[pd.DataFrame, pd.DataFrame, lis
         completions = list(read_completions(folder / "completions.jsonl"))
         offset = starts[-1]
         sampled.extend((c.step + offset, c.tier, float(c.rewards["accuracy"] > 0)) for c in completions)
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        log = folder / "metrics.jsonl"  # a stage shorter than `logging_steps` has none
+        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         logs.extend({**row, "step": row["step"] + offset} for row in rows if "reward" in row)
         starts.append(offset + max((c.step for c in completions), default=0))
     return pd.DataFrame(logs), pd.DataFrame(sampled, columns=["step", "tier", "right"]), starts

@@ -18,9 +18,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
+from transformers import set_seed
 
 from mmedagent_graph.images import ImageStore
-from rl.cohort import clinic_cohort, own_cohort, panel
+from rl.cohort import HELD_OUT, clinic_cohort, own_cohort, panel
 from rl.curriculum import TIERS, tier_of
 from rl.grading import grade, is_right
 from rl.policy import PolicyChatModel, load_policy
@@ -101,7 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="the attending: clinic:base, a folder or a hub id")
     parser.add_argument("--triage", default="clinic:base", help="model string of the triage doctor")
-    parser.add_argument("--specialists", nargs="+", help="model strings, one for each doctor")
+    parser.add_argument(
+        "--specialists",
+        nargs="+",
+        help="model strings, one for each doctor; default: the clinic's doctors, or clinic:base sampled for own cases",
+    )
     parser.add_argument("--cases", help="JSONL file of cases; default: the clinic's own")
     parser.add_argument("--split", help="only the rows of this split")
     parser.add_argument("--free_text", choices=["skip", "exact_match"], default="skip", help="rows without options")
@@ -113,12 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the evaluation that the flags ask for; prints a table and JSON."""
+    set_seed(arguments.seed)
     images = ImageStore()
     if arguments.cases:
         cohort = own_cohort(arguments.cases, arguments.split, arguments.free_text)
     else:
-        cohort = clinic_cohort(arguments.size, arguments.seed, images)
-    rollout = AttendingRollout(arguments.triage, panel(arguments.specialists, arguments.cases, arguments.model), images)
+        cohort = clinic_cohort(arguments.size, HELD_OUT + arguments.seed, images)
+    # the same frozen nodes whatever the model under test, or two models would not be asked the same
+    specialists = panel(arguments.specialists, arguments.cases, "clinic:base")
+    rollout = AttendingRollout(arguments.triage, specialists, images)
     upstream: list[Trace] = []
     await roll_upstream(rollout, cohort.cases, upstream.append)
     for trace in upstream:
@@ -136,6 +144,7 @@ async def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     print(json.dumps(report))
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "traces.jsonl").unlink(missing_ok=True)
         (arguments.out / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
         append_traces(arguments.out / "traces.jsonl", traces)
     return report

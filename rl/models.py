@@ -48,7 +48,13 @@ def folder_of(name: str) -> str:
     """The folder or hub id that a name stands for: `clinic:base`, `clinic:DIR`, `transformers:DIR_OR_ID`, or bare."""
     if name in NAMES:
         return str(NAMES[name])
-    return name.removeprefix("clinic:").removeprefix("transformers:")
+    folder = name.removeprefix("clinic:").removeprefix("transformers:")
+    return str(Path(folder).resolve()) if Path(folder).is_dir() else folder  # `runs/latest` moves on
+
+
+def model_string(model: str) -> str:
+    """A policy's folder or hub id as a model string of the graph."""
+    return model if model.startswith(("clinic:", "transformers:")) else f"transformers:{model}"
 
 
 def load_processor(name: str) -> Any:

@@ -26,6 +26,7 @@ from rl.models import folder_of, load_model, load_processor
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
+PLAIN = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 PATIENCE = 0.01
 """Seconds that a batch waits for company after its first request."""
 
@@ -125,6 +126,7 @@ class PolicyChatModel(BaseChatModel):
         """Answer several prompts in one forward pass, padded on the left."""
         inputs = tokenize(self.processor, prompts).to(self.model.device)
         sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        sampling |= PLAIN  # whatever the checkpoint's own generation config says: as TRL samples
         training = self.model.training
         self.model.eval()
         with torch.inference_mode():
@@ -192,5 +194,6 @@ def load_policy(name: str) -> PolicyChatModel:
 
 @functools.cache
 def _loaded(folder: str) -> PolicyChatModel:
-    dtype = "auto" if torch.cuda.is_available() else torch.float32  # half precision is slow on a CPU
+    # one precision for every model of a machine, so that before and after compare; half precision is slow on a CPU
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return PolicyChatModel(model_name=folder, model=load_model(folder, dtype).eval(), processor=load_processor(folder))

@@ -12,7 +12,10 @@ from typing import Any, cast
 from trl import GRPOConfig, TrlParser
 
 from rl.curriculum import TIERS, Stage
+from rl.models import model_string
 
+SEEDS = 10_000
+"""Seeds lie below it: `rl.cohort` and `rl.clinic.build` keep their draws of cases that far apart."""
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT = CONFIGS / "clinic.yaml"
 
@@ -29,7 +32,9 @@ class Recipe:
     """What is particular to training on consultations; everything else is a field of TRL's `GRPOConfig`."""
 
     model: str = _setting("clinic:base", "The policy: `clinic:base`, a folder or a hub id.")
-    triage: str = _setting("clinic:base", "Model string of the frozen triage doctor.")
+    triage: str | None = _setting(
+        None, "Model string of the frozen triage doctor. Default: clinic:base for the clinic's cases, else the policy."
+    )
     specialists: list[str] = _setting(
         [],
         "Model strings of the frozen specialists, one for each doctor. Default: the clinic's doctors for the clinic's "
@@ -115,10 +120,17 @@ def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, GRPOConfig]:
         known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
         raise ValueError(f"config: no file {str(config)!r}; recipes in {CONFIGS} are {known}")
     recipe, settings = _parse(arguments)
+    if not 0 <= settings.seed < SEEDS:
+        raise ValueError(f"seed: {settings.seed}; give 0 to {SEEDS - 1}, or draws of the clinic's cases would overlap")
     for field, ours in (("beta", "betas"), ("entropy_coef", "gammas"), ("use_adaptive_entropy", "gammas")):
         if value := getattr(settings, field, 0):
             raise ValueError(f"{field}: {value} would be overridden in every stage; set {ours} instead")
     return recipe, settings
+
+
+def frozen_triage(recipe: Recipe) -> str:
+    """Model string of the frozen triage doctor."""
+    return recipe.triage or ("clinic:base" if recipe.cases is None else model_string(recipe.model))
 
 
 def recipe_name(arguments: Sequence[str]) -> str:

@@ -19,18 +19,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
+from trl import GRPOConfig
 
 from mmedagent_graph.images import ImageStore
 from rl.clinic.cases import ClinicCase
 from rl.clinic.ideal import ideal_answers
 from rl.cohort import HELD_OUT, TRAIN, Cohort, clinic_cohort, hold_out, own_cohort, panel, shared_images
-from rl.curriculum import TIERS, draw_cases, tier_of
+from rl.curriculum import TIERS, Stage, draw_cases, tier_of
 from rl.curves import draw_curves
 from rl.datasets import LabeledCase
 from rl.evaluate import Figure, by_tier, decide, decided, print_table, unparsed
 from rl.policy import load_policy
-from rl.recipe import Recipe, read_recipe, stage_settings
+from rl.recipe import Recipe, frozen_triage, read_recipe, stage_settings
 from rl.rollout import AttendingRollout, roll_upstream
 from rl.run import Run
 from rl.stage import train_stage
@@ -43,60 +45,62 @@ Cohorts = tuple[Sequence[LabeledCase], Sequence[LabeledCase], int]
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns the summary."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SystemExit("rl.train_attending runs in one process; start it without a launcher")
     run = Run.open(list(sys.argv[1:] if arguments is None else arguments))
     recipe, settings = read_recipe(run.arguments)
     seed = int(settings.seed)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renamed settings of TRL's own
     disable_progress_bar()  # of loading weights; the bars of the run itself stay
+    set_seed(seed)
     try:
         images = ImageStore(run.folder / "images")
         with run.phase("cases"), run.abandoned_if_refused():
             cases = cohorts(recipe, seed, images)
-            rollout = AttendingRollout(recipe.triage, panel(recipe.specialists, recipe.cases, recipe.model), images)
-        return train(run, recipe, seed, int(settings.max_steps), cases, rollout)
+            rollout = AttendingRollout(
+                frozen_triage(recipe), panel(recipe.specialists, recipe.cases, recipe.model), images
+            )
+        return train(run, recipe, settings, cases, rollout)
     except KeyboardInterrupt:
         go_on = f"python -m rl.train_attending --resume --runs {recipe.runs} --name {run.folder.name}"
         print(f"\ninterrupted; go on with: {go_on}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def train(
-    run: Run, recipe: Recipe, seed: int, max_steps: int, cases: Cohorts, rollout: AttendingRollout
-) -> dict[str, Any]:
+def train(run: Run, recipe: Recipe, settings: GRPOConfig, cases: Cohorts, rollout: AttendingRollout) -> dict[str, Any]:
     """The whole run; every part that is already finished in the run's folder is passed over."""
     learn, held_out, skipped = cases
-    images = rollout.images
+    images, seed, limit = rollout.images, int(settings.seed), int(settings.max_completion_length)
     with run.phase("rollout"):
         upstream = roll(rollout, learn, run.folder / "upstream-train.jsonl", "rollout, training cases")
         measured = roll(rollout, held_out, run.folder / "upstream-held-out.jsonl", "rollout, held-out cases")
     with run.phase("before"):
-        before = measure(rollout, measured, recipe.model, run.folder / "before.jsonl")
+        before = measure(rollout, measured, recipe.model, limit, run.folder / "before.jsonl")
     with run.phase("ideal"):
         ideal = run.once("ideal.json", lambda: ideal_of(recipe, held_out, measured, images))
-    stages = recipe.curriculum(max_steps)
+    stages = recipe.curriculum(int(settings.max_steps))
+    # all are planned before any is trained: a stage without cases is refused at once
+    plans = [plan(run, stage, upstream, seed * 1000 + i) for i, stage in enumerate(stages)]
     model = recipe.model
-    for i, stage in enumerate(stages):
+    for stage, (configured, drawn) in zip(stages, plans, strict=True):
         out = run.folder / "stages" / stage.name
         if not (out / "model").is_dir():
             with run.phase(stage.name):
-                configured = stage_settings(run.arguments, stage, out)
-                prompts = stage.steps * int(configured.generation_batch_size) // int(configured.num_generations)
-                drawn = draw_cases(upstream, stage, prompts, seed=seed * 1000 + i)
                 train_stage(stage, model, out, drawn, rollout, configured, recipe.gammas)
         model = str(out / "model")
     run.link("model", model)
     run.collect_metrics([stage.name for stage in stages])
     with run.phase("after"):
-        after = measure(rollout, measured, model, run.folder / "after.jsonl")
+        after = measure(rollout, measured, model, limit, run.folder / "after.jsonl")
     summary = summarize(run, seed, before, after, ideal)
     summary["cases"] = {
         "train": {tier: sum(trace.tier == tier for trace in upstream) for tier in TIERS},
         "held_out": len(measured),
         "skipped": skipped,
     }
-    draw_curves(run.folder, [stage.name for stage in stages], summary)
     run.finish(summary)
+    draw_curves(run.folder, [stage.name for stage in stages], summary)
     rows = {name: summary[name] for name in ("before", "after", "ideal") if summary[name]}
     print_table(rows, f"attending, held-out cases, accuracy in % with 95 % intervals (seed {seed})")
     if summary["gap_closed"] is not None:
@@ -122,6 +126,13 @@ def cohorts(recipe: Recipe, seed: int, images: ImageStore) -> Cohorts:
     return learning, held_out, cohort.skipped
 
 
+def plan(run: Run, stage: Stage, upstream: Sequence[Trace], seed: int) -> tuple[GRPOConfig, list[Trace]]:
+    """A stage's settings and its cases in training order; refuses a stage that has no cases to train on."""
+    settings = stage_settings(run.arguments, stage, run.folder / "stages" / stage.name)
+    prompts = stage.steps * int(settings.generation_batch_size) // int(settings.num_generations)
+    return settings, draw_cases(upstream, stage, prompts, seed)
+
+
 def roll(rollout: AttendingRollout, cases: Sequence[LabeledCase], record: Path, title: str) -> list[Trace]:
     """The upstream of every case with its tier, in the order of the cases; what is on record is not rolled again."""
     known = {trace.case: trace for trace in read_traces(record)}
@@ -137,10 +148,13 @@ def roll(rollout: AttendingRollout, cases: Sequence[LabeledCase], record: Path, 
     return [known[case.id] for case in cases]
 
 
-def measure(rollout: AttendingRollout, upstream: Sequence[Trace], model: str, record: Path) -> list[Trace]:
-    """The model's greedy decisions on the held-out cases."""
+def measure(
+    rollout: AttendingRollout, upstream: Sequence[Trace], model: str, max_tokens: int, record: Path
+) -> list[Trace]:
+    """The model's greedy decisions on the held-out cases, with as much room for an answer as in training."""
     if not record.exists():
-        finished = asyncio.run(decide(rollout, upstream, load_policy(model), record.stem))
+        policy = load_policy(model).model_copy(update={"max_tokens": max_tokens})
+        finished = asyncio.run(decide(rollout, upstream, policy, record.stem))
         part = record.with_suffix(".part")
         part.unlink(missing_ok=True)
         append_traces(part, finished)
@@ -173,6 +187,7 @@ def summarize(
         "seconds": run.seconds,
         "seed": seed,
         "recipe": run.recipe,
+        "arguments": run.arguments,
         "versions": {package: version(package) for package in PACKAGES},
     }
 

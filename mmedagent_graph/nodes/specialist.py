@@ -30,7 +30,9 @@ class Specialist:
 
     def accept(self, output: Mapping[str, Any], state: SpecialistInput) -> Update:
         """A swapped-in specialist's opinion."""
-        if "opinions" in output:
+        if "decision" in output:  # a whole consultation in a specialist's place
+            output = output["decision"] or {}
+        elif "opinions" in output:
             output = output["opinions"][-1]
         answer, index = checked_answer(output, state["options"], "opinion")
         return _said(state, answer, index, str(output.get("reasoning", "")))

@@ -6,7 +6,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from mmedagent_graph.answers import read_answer, split_reasoning
+from mmedagent_graph.answers import read_name, split_reasoning
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.nodes.base import Update
 from mmedagent_graph.prompts import triage_messages
@@ -26,8 +26,8 @@ class Triage:
         return triage_messages(state, self.specialties, self.store)
 
     def read(self, text: str, state: TriageInput) -> Update:
-        """`{"referral": ...}`; the specialties are read as options are."""
-        index = read_answer(text, self.specialties)
+        """`{"referral": ...}`; the specialties are read as options are, but by name only: they have no letters."""
+        index = read_name(text, self.specialties)
         specialty = None if index is None else self.specialties[index]
         return {"referral": Referral(specialty=specialty, reasoning=split_reasoning(text))}
 

@@ -1,8 +1,8 @@
 """The clinic's cases: who comes, what the image shows, and how far the specialists can be relied on.
 
-Each image carries its own key in a PNG text chunk that no model sees: the pixels are all that reaches a network. The
-simulated specialists read the key (`rl/clinic/doctors.py`), so they work wherever the image goes, with nothing to set
-up.
+Each image carries its own key in a PNG text chunk. Nothing that looks at pixels can see it; whoever is sent the file
+has it, which is no matter for made-up cases and lets the doctors be simulated. The simulated specialists read the key
+(`rl/clinic/doctors.py`), so they work wherever the image goes, with nothing to set up.
 
 How a case comes about: a specialty, a finding, and a *difficulty* (settled, contested, misleading) that fixes how
 reliable each of its three doctors is; each doctor then *sees* a finding on its own: the true one with that reliability,

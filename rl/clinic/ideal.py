@@ -46,6 +46,8 @@ def see(base: PolicyChatModel, pictures: Sequence[list[str]], images: ImageStore
     """The base's posterior over the findings of each case, with no opinion to go by: (cases, findings)."""
     prompts = [attending_messages(_unadvised(refs), images) for refs in pictures]
     said = base.answer(prompts[:1])[0].text
+    if "<answer>" not in said:
+        raise ValueError(f"model: {base.model_name!r} does not answer in the clinic's format; start from clinic:base")
     before = said[: said.rindex("<answer>") + len("<answer>")]
     tokenizer = base.processor.tokenizer
     prefix = torch.tensor(tokenizer(before)["input_ids"])

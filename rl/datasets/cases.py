@@ -87,7 +87,7 @@ def _case(path: Path, number: int, row: dict[str, Any]) -> LabeledCase:
     image = row.get("image")
     images = _texts(where, "images" if "images" in row else "image", row.get("images", [image] if image else []))
     identity = row.get("id")
-    return LabeledCase(
+    case = LabeledCase(
         id=f"{path.stem}-{number}" if identity is None else str(identity),
         question=row["question"],
         answer=row["answer"],
@@ -96,6 +96,14 @@ def _case(path: Path, number: int, row: dict[str, Any]) -> LabeledCase:
         context=row.get("context"),
         specialty=row.get("specialty"),
     )
+    for image in case.images:
+        if not image.is_file():
+            raise ValueError(f"{where}: image {str(image)!r} is not there; images are relative to the file's folder")
+    try:
+        case.given()  # one option, equal options, too many: refused here, not in the middle of a rollout
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return case
 
 
 def _texts(where: str, field: str, value: Any) -> list[str]:

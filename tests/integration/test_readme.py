@@ -23,6 +23,10 @@ COMMANDS = [
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
+def test_nothing_was_left_to_fill_in():
+    assert not re.findall(r"\b(?:RESULTS|VQARAD|TODO|TBD|XXX)\b", README)
+
+
 def test_there_are_snippets_and_commands():
     assert len(SNIPPETS) >= 3
     assert len(COMMANDS) >= 5

@@ -28,6 +28,7 @@ def jsonl(tmp_path):
 
 
 def test_every_field_is_read(jsonl, tmp_path):
+    touch(tmp_path / "images" / "a.png")
     row = {**ROW, "id": 7, "image": "images/a.png", "context": "Fever.", "specialty": "Surgeon", "licence": "CC0"}
     assert read_cases(jsonl(row)) == [
         LabeledCase("7", "Is it?", "yes", ["yes", "no"], [tmp_path / "images" / "a.png"], "Fever.", "Surgeon")
@@ -40,16 +41,27 @@ def test_most_fields_may_be_missing(jsonl):
     assert (second.id, second.options, second.images, second.index) == ("own-3", [], [], None)
 
 
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
 def test_images_lie_beside_the_file(jsonl, tmp_path):
+    elsewhere = tmp_path / "x" / "d.png"
+    touch(tmp_path / "a.png", tmp_path / "b" / "c.png", elsewhere)
     both, absolute, none = read_cases(
-        jsonl({**ROW, "images": ["a.png", "b/c.png"]}, {**ROW, "image": "/x/d.png"}, {**ROW, "image": None})
+        jsonl({**ROW, "images": ["a.png", "b/c.png"]}, {**ROW, "image": str(elsewhere)}, {**ROW, "image": None})
     )
     assert both.images == [tmp_path / "a.png", tmp_path / "b" / "c.png"]
-    assert absolute.images == [Path("/x/d.png")]
+    assert absolute.images == [elsewhere]
     assert none.images == []
 
 
 WRONG = {
+    "no such image": ({**ROW, "image": "nowhere.png"}, ["image", "nowhere.png", "is not there"]),
+    "one option": ({**ROW, "options": ["yes"]}, ["options", "give two or more"]),
+    "equal options": ({**ROW, "options": ["yes", "Yes."]}, ["options", "must differ"]),
     "no JSON": ("{not json", ["not JSON"]),
     "cut off": ('{"question": "Is it?"', ["not JSON"]),
     "no object": ("[1, 2]", ["a case is a JSON object", "list"]),
