@@ -56,7 +56,8 @@ def interval(right: int, n: int) -> Figure:
     share = right / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return {"accuracy": share, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n}
+    low, high = middle - half if right else 0.0, middle + half if right < n else 1.0  # exact at the ends
+    return {"accuracy": share, "low": low, "high": high, "n": n}
 
 
 def by_tier(traces: Sequence[Trace], answers: Sequence[str | None]) -> dict[str, Figure]:

@@ -38,6 +38,8 @@ from rl.run import Run
 from rl.stage import train_stage
 from rl.traces import Trace, append_traces, read_traces
 
+OFTEN = 20
+"""A stage that draws a tier's cases more often than this is likely to learn them by heart, and says so."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "langgraph", "langchain-core")
 Cohorts = tuple[Sequence[LabeledCase], Sequence[LabeledCase], int]
 """Training cases, held-out cases, and how many rows were skipped."""
@@ -130,7 +132,12 @@ def plan(run: Run, stage: Stage, upstream: Sequence[Trace], seed: int) -> tuple[
     """A stage's settings and its cases in training order; refuses a stage that has no cases to train on."""
     settings = stage_settings(run.arguments, stage, run.folder / "stages" / stage.name)
     prompts = stage.steps * int(settings.generation_batch_size) // int(settings.num_generations)
-    return settings, draw_cases(upstream, stage, prompts, seed)
+    drawn = draw_cases(upstream, stage, prompts, seed)
+    for tier in TIERS:
+        ids = [trace.case for trace in drawn if trace.tier == tier]
+        if len(ids) > OFTEN * len(set(ids)):
+            print(f"note: stage {stage.name} draws its {len(set(ids))} {tier} cases {len(ids)} times in all")
+    return settings, drawn
 
 
 def roll(rollout: AttendingRollout, cases: Sequence[LabeledCase], record: Path, title: str) -> list[Trace]:
