@@ -5,7 +5,8 @@ TRL's `GRPOTrainer` does everything; this subclass adds one term to its loss,
     L = L_GRPO - mean over the batch's tokens of gamma_i * H_t
 
 where gamma_i is the weight of the sample's tier and H_t the entropy of the policy at a completion token, with its
-gradient. With the same gamma everywhere it is TRL's own `entropy_coef` (loss - coef * mean token entropy).
+gradient. With the same gamma everywhere it is TRL's own `entropy_coef` (loss - coef * mean token entropy), over all
+completion tokens, whatever `top_entropy_quantile` says.
 
 What it relies on in TRL, each point held by a test in `tests/integration/test_trainer.py`: the dictionary of tensors
 that `_generate_and_score_completions` returns travels through shuffling and splitting; `_compute_loss`

@@ -159,7 +159,7 @@ class Lessons:
         tokens = int(self.grid[image].prod()) // self.processor.image_processor.merge_size**2
         prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * tokens)
         tokenizer = self.processor.tokenizer
-        return Example(image, tokenizer(prompt)["input_ids"], tokenizer(answer + "<|im_end|>\n"[:-1])["input_ids"])
+        return Example(image, tokenizer(prompt)["input_ids"], tokenizer(answer + "<|im_end|>")["input_ids"])
 
     def batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Model inputs for some examples, padded on the right, with the loss on the completions only."""

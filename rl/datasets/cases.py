@@ -30,11 +30,6 @@ class LabeledCase:
         """What the consultation is given, checked."""
         return Case(question=self.question, options=self.options, images=self.images, context=self.context)
 
-    @property
-    def index(self) -> int | None:
-        """The right option's index, or None for a free answer."""
-        return self.options.index(self.answer) if self.options else None
-
 
 def read_cases(path: str | Path, split: str | None = None) -> list[LabeledCase]:
     """Cases from a JSONL file, one object a line; `image` (or `images`) relative to the file's folder.

@@ -38,7 +38,7 @@ def test_every_field_is_read(jsonl, tmp_path):
 def test_most_fields_may_be_missing(jsonl):
     first, second = read_cases(jsonl({"question": "Where?", "answer": "left"}, "", {**ROW, "options": None}))
     assert first == LabeledCase("own-1", "Where?", "left")
-    assert (second.id, second.options, second.images, second.index) == ("own-3", [], [], None)
+    assert (second.id, second.options, second.images) == ("own-3", [], [])
 
 
 def touch(*paths):
@@ -148,7 +148,7 @@ def test_what_is_given_to_the_graph_holds_no_answer():
 def test_where_there_are_options_the_key_is_one_of_many():
     one, other = (LabeledCase("a", "Is it?", answer, ["yes", "no"]) for answer in ("yes", "no"))
     assert one.given() == other.given()
-    assert (one.index, other.index) == (0, 1)
+    assert [case.options.index(case.answer) for case in (one, other)] == [0, 1]
 
 
 def test_free_text_is_skipped_and_counted_or_kept(jsonl):
@@ -211,7 +211,7 @@ def test_vqa_rad_loads(vqa_rad):
     for case in vqa_rad:
         assert case.given().options == case.options
         assert all(image.is_file() for image in case.images)
-        assert case.index is None or case.options[case.index] == case.answer
+        assert not case.options or case.answer in case.options
 
 
 def test_vqa_rad_is_held_out_by_image(vqa_rad):
