@@ -35,7 +35,7 @@ def test_the_papers_recipe_says_what_the_paper_says():
     assert recipe.gammas == [1e-4, 5e-3, 3e-2]
     assert recipe.betas == [1e-3, 4e-3, 1e-2]
     assert (settings.learning_rate, settings.temperature, settings.num_generations) == (1e-6, 1.0, 8)
-    batch = 8 * settings.per_device_train_batch_size * settings.gradient_accumulation_steps  # on eight GPUs
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps  # in one process
     assert batch == 128
     assert [[stage.shares[tier] for tier in TIERS] for stage in recipe.curriculum(-1)] == [
         [1, 0, 0],
