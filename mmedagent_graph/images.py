@@ -117,7 +117,7 @@ def _bytes_of(image: Any) -> bytes:
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, Image.Image):
-        return _png(image)
+        return _png(ImageOps.exif_transpose(image))
     if isinstance(image, str) and image.startswith("data:"):
         return _data_url(image)
     if isinstance(image, str) and re.match(r"[a-z]+://", image, re.IGNORECASE):

@@ -3,6 +3,7 @@
 import base64
 import gc
 import hashlib
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -196,3 +197,33 @@ def test_a_temporary_folder_is_removed() -> None:
 
 def test_one_default_store() -> None:
     assert default_store() is default_store()
+
+
+@pytest.fixture
+def on_its_side(tmp_path):
+    """A photograph that says it lies on its side: 20 x 10 as stored, 10 x 20 as it should be seen."""
+    picture = Image.new("RGB", (20, 10), "white")
+    picture.paste("black", (0, 0, 10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "side.jpg", exif=exif, quality=100)
+    return tmp_path / "side.jpg"
+
+
+def test_a_picture_on_its_side_is_kept_upright(store, on_its_side):
+    """Or training, whose reader turns pictures, and inference, whose reader does not, would see different pixels."""
+    with Image.open(on_its_side) as opened:
+        refs = [store.put(image) for image in (on_its_side, on_its_side.read_bytes(), opened)]
+    for ref in refs:
+        with Image.open(io.BytesIO(store.get(ref))) as raw:
+            assert raw.size == (10, 20)
+            assert raw.getexif().get(0x0112, 1) == 1
+        assert store.open(ref).getpixel((5, 3))[0] < 60
+        assert store.open(ref).getpixel((5, 16))[0] > 200
+
+
+def test_what_is_kept_has_eight_bits(store):
+    deep = Image.new("I;16", (8, 8), 128 * 257)
+    with Image.open(io.BytesIO(store.get(store.put(deep)))) as kept:
+        assert kept.mode == "RGB"
+        assert kept.getpixel((0, 0)) == (128, 128, 128)
