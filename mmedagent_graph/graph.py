@@ -22,15 +22,14 @@ from mmedagent_graph.case import Case
 from mmedagent_graph.images import ImageStore, default_store
 from mmedagent_graph.models import load_model
 from mmedagent_graph.nodes import Attending, Node, Specialist, Swappable, Triage, Update
+from mmedagent_graph.nodes.attending import attending_input
 from mmedagent_graph.nodes.base import with_model, with_own
 from mmedagent_graph.nodes.specialist import failed
 from mmedagent_graph.prompts import SPECIALTIES
 from mmedagent_graph.state import (
-    AttendingInput,
     ConsultationInput,
     ConsultationOutput,
     ConsultationState,
-    Referral,
     SpecialistInput,
     TriageInput,
 )
@@ -102,7 +101,7 @@ def build_graph(
     builder.add_node("intake", intake, input_schema=ConsultationInput)
     builder.add_node("triage", RunnableLambda(_triage_input) | _node(Triage(specialties, store), triage, "triage"))
     builder.add_node("specialist", _panel_node(panels), input_schema=SpecialistInput, error_handler=unheard)
-    builder.add_node("attending", RunnableLambda(_attending_input) | _node(Attending(store), attending, "attending"))
+    builder.add_node("attending", RunnableLambda(attending_input) | _node(Attending(store), attending, "attending"))
     builder.add_edge(START, "intake")
     builder.add_edge("intake", "triage")
     builder.add_conditional_edges("triage", refer, ["specialist", "attending"])
@@ -175,8 +174,3 @@ def _checked_specialties(specialties: Sequence[str]) -> tuple[str, ...]:
 
 def _triage_input(state: ConsultationState) -> TriageInput:
     return TriageInput(**state["case"])
-
-
-def _attending_input(state: ConsultationState) -> AttendingInput:
-    referral = state["referral"] or Referral(specialty=None, reasoning="")
-    return AttendingInput(**state["case"], referral=referral, opinions=state["opinions"])

@@ -24,7 +24,6 @@ WIRE_FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 WIRE_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
 ORIENTATION = 0x0112
 """The EXIF tag by which a camera says that a picture lies on its side: every reader must see it upright."""
-PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 PREFIX = "sha256:"
 VALID = "give a path, bytes, a PIL image, a data URL (data:image/png;base64,...) or a reference (sha256:...)"
 
@@ -104,10 +103,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _png(image: Image.Image) -> bytes:
-    """A PNG of a picture in any mode; one that PNG has no room for is turned into RGB first."""
+    """A PNG of a picture in any mode; one that chat APIs do not take is turned into RGB first."""
     buffer = io.BytesIO()
     try:
-        (image if image.mode in PNG_MODES else image.convert("RGB")).save(buffer, "PNG")
+        (image if image.mode in WIRE_MODES else to_rgb(image)).save(buffer, "PNG")
     except (OSError, ValueError) as error:
         raise ValueError(f"a PIL image of mode {image.mode!r} cannot be kept ({error}); convert it to RGB") from error
     return buffer.getvalue()

@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from mmedagent_graph.images import ImageStore
 from rl.cohort import HELD_OUT, clinic_cohort, own_cohort, panel
-from rl.curriculum import TIERS, tier_of
+from rl.curriculum import TIERS
 from rl.grading import grade, is_right
 from rl.policy import PolicyChatModel, load_policy
 from rl.rollout import AttendingRollout, roll_upstream
@@ -130,8 +130,6 @@ async def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     rollout = AttendingRollout(arguments.triage, specialists, images)
     upstream: list[Trace] = []
     await roll_upstream(rollout, cohort.cases, upstream.append)
-    for trace in upstream:
-        trace.tier = tier_of(trace.opinions, trace.answer)
     traces = await decide(rollout, upstream, load_policy(arguments.model), "attending")
     figures = by_tier(traces, decided(traces))
     report = {

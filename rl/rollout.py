@@ -21,6 +21,7 @@ from mmedagent_graph.graph import Panel
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.nodes import Attending, Swappable, Update
 from mmedagent_graph.state import ConsultationInput
+from rl.curriculum import tier_of
 from rl.datasets import LabeledCase
 from rl.traces import Trace
 
@@ -58,10 +59,12 @@ class AttendingRollout:
         )
 
     async def upstream(self, case: LabeledCase) -> Trace:
-        """Run triage and specialists for a case."""
+        """Run triage and specialists for a case; their opinions say its tier."""
         async with self._thread() as config:
             await self._graph.ainvoke(_input(case), config, interrupt_before=[self.node.name])
-            return Trace.of(case, (await self._graph.aget_state(config)).values, self.node.name)
+            trace = Trace.of(case, (await self._graph.aget_state(config)).values, self.node.name)
+        trace.tier = tier_of(trace.opinions, trace.answer)
+        return trace
 
     def prompt(self, trace: Trace) -> list[BaseMessage]:
         """The prompt of the node under training: what inference would put to the model, word for word."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mmedagent_graph.nodes.attending import attending_input
 from mmedagent_graph.state import AttendingInput, CaseFields, ConsultationState, Decision, Opinion, Referral
 from rl.datasets import LabeledCase
 
@@ -73,8 +74,7 @@ class Trace:
 
     def given(self) -> AttendingInput:
         """What the attending was given."""
-        referral = self.referral or Referral(specialty=None, reasoning="")
-        return AttendingInput(**self.fields(), referral=referral, opinions=self.opinions)
+        return attending_input(self.state())
 
 
 def append_traces(path: Path, traces: Iterable[Trace]) -> None:

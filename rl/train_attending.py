@@ -27,7 +27,7 @@ from mmedagent_graph.images import ImageStore
 from rl.clinic.cases import ClinicCase
 from rl.clinic.ideal import ideal_answers
 from rl.cohort import HELD_OUT, TRAIN, Cohort, clinic_cohort, hold_out, own_cohort, panel, shared_images
-from rl.curriculum import TIERS, Stage, draw_cases, tier_of
+from rl.curriculum import TIERS, Stage, draw_cases
 from rl.curves import draw_curves
 from rl.datasets import LabeledCase
 from rl.evaluate import Figure, by_tier, decide, decided, print_table, unparsed
@@ -145,7 +145,6 @@ def roll(rollout: AttendingRollout, cases: Sequence[LabeledCase], record: Path, 
     known = {trace.case: trace for trace in read_traces(record)}
 
     def done(trace: Trace) -> None:
-        trace.tier = tier_of(trace.opinions, trace.answer)
         known[trace.case] = trace
         append_traces(record, [trace])
 

@@ -10,7 +10,7 @@ from mmedagent_graph.answers import same_text, split_reasoning
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.nodes.base import Update, checked_answer, stated
 from mmedagent_graph.prompts import attending_messages
-from mmedagent_graph.state import AttendingInput, Decision
+from mmedagent_graph.state import AttendingInput, ConsultationState, Decision, Referral
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,12 @@ class Attending:
         output = output.get("decision", output)
         answer, index = checked_answer(output, state["options"], "decision")
         return _decided(state, answer, index, str(output.get("reasoning", "")))
+
+
+def attending_input(state: ConsultationState) -> AttendingInput:
+    """What the attending is given where a consultation stands: the same in the graph and in training."""
+    referral = state["referral"] or Referral(specialty=None, reasoning="")
+    return AttendingInput(**state["case"], referral=referral, opinions=state["opinions"])
 
 
 def _decided(state: AttendingInput, answer: str | None, index: int | None, reasoning: str) -> Update:

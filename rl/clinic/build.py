@@ -18,7 +18,7 @@ import argparse
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from mmedagent_graph.prompts import (
     specialist_messages,
     triage_messages,
 )
-from mmedagent_graph.state import AttendingInput, CaseFields, Opinion, Referral, SpecialistInput, TriageInput
+from mmedagent_graph.state import AttendingInput, Opinion, Referral, SpecialistInput, TriageInput
 from rl.chat import to_chat
 from rl.clinic.cases import ClinicCase, make_cases
 from rl.clinic.drawing import FINDINGS
@@ -66,20 +66,6 @@ class Example:
 def completion(answer: str) -> str:
     """What the tiny model writes: the same words as any model, around its answer."""
     return f"<think>{THOUGHT}</think><answer>{answer}</answer>"
-
-
-def attending_input(case: ClinicCase, opinions: list[Opinion]) -> AttendingInput:
-    """What the attending is given for a case."""
-    referral = Referral(specialty=case.specialty, reasoning="")
-    fields = case.given()
-    return AttendingInput(
-        question=fields.question,
-        options=fields.options,
-        images=list(case.images),
-        context=None,
-        referral=referral,
-        opinions=opinions,
-    )
 
 
 def opinions_of(case: ClinicCase, specialty: str, doctors: int = 3) -> list[Opinion]:
@@ -135,18 +121,19 @@ class Lessons:
             specialty = referral_answer(case, rng)
             rumour = rng.random() < RUMOUR
             heard = rumours_about(case, specialty, rng) if rumour else opinions_of(case, specialty)
-            given = attending_input(case, [])
-            alone = attending_messages(given, store)
-            triage = triage_messages(TriageInput(**_fields(given)), tuple(SPECIALTIES), store)
-            told = attending_messages(attending_input(case, heard), store)
+            fields = case.given().fields(store)
+            referral = Referral(specialty=case.specialty, reasoning="")
+            alone = attending_messages(AttendingInput(**fields, referral=referral, opinions=[]), store)
+            triage = triage_messages(TriageInput(**fields), tuple(SPECIALTIES), store)
+            told = attending_messages(AttendingInput(**fields, referral=referral, opinions=heard), store)
             texts["alone"].append((i, alone, completion(case.answer)))
-            asked = SpecialistInput(**_fields(given), specialty=str(case.specialty), doctor=1)
+            asked = SpecialistInput(**fields, specialty=str(case.specialty), doctor=1)
             expert = specialist_messages(asked, store)
             texts["specialist"].append((i, expert, completion(case.answer)))
             texts["triage"].append((i, triage, completion(specialty)))
             texts["opinions"].append((i, told, completion(conforming_answer(case, heard, rng))))
         rows = [row for lesson in texts.values() for row in lesson]
-        prose = [block["text"] for _, messages, _ in rows for block in _text_blocks(messages)]
+        prose = [str(message.text) for _, messages, _ in rows for message in messages]
         self.processor = make_processor(make_tokenizer([*prose, *(text for *_, text in rows), *ROLES, *ROLES], WORDS))
         pictures = self.processor.image_processor([store.open(case.images[0]) for case in cases], return_tensors="pt")
         self.pixels = pictures["pixel_values"].view(len(cases), -1, pictures["pixel_values"].shape[-1])
@@ -187,18 +174,6 @@ class Lessons:
         """A batch of examples from several lessons."""
         names = rng.choice(list(shares), size=BATCH, p=list(shares.values()))
         return [self.lessons[name][int(rng.integers(len(self.cases)))] for name in names]
-
-
-def _fields(given: AttendingInput) -> CaseFields:
-    return CaseFields(
-        question=given["question"], options=given["options"], images=given["images"], context=given["context"]
-    )
-
-
-def _text_blocks(messages: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    for message in messages:
-        content = [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
-        yield from (block for block in content if block["type"] == "text")
 
 
 def fit(name: str, parameters: Any, steps: int, rate: float, loss_of: Callable[[], torch.Tensor]) -> None:

@@ -10,7 +10,6 @@ import torch
 
 from mmedagent_graph.images import ImageStore
 from rl.cohort import clinic_cohort
-from rl.curriculum import tier_of
 from rl.policy import PolicyChatModel, load_policy
 from rl.rollout import AttendingRollout, roll_upstream
 from rl.traces import Trace
@@ -50,6 +49,4 @@ def upstream(rollout: AttendingRollout, cases) -> list[Trace]:
 
     traces: dict[str, Trace] = {}
     asyncio.run(roll_upstream(rollout, cases, lambda trace: traces.__setitem__(trace.case, trace)))
-    for trace in traces.values():
-        trace.tier = tier_of(trace.opinions, trace.answer)
     return [traces[case.id] for case in cases]
