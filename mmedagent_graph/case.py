@@ -1,10 +1,12 @@
 """Case: what a consultation is asked, checked before any model is called."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mmedagent_graph.answers import LETTERS, same_text
+from mmedagent_graph.chat import case_of_chat
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.state import CaseFields
 
@@ -16,7 +18,7 @@ class Case(BaseModel):
         ValidationError: (a ValueError) that names the field and what is valid.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
 
     question: str
     """What is asked; not empty."""
@@ -26,6 +28,22 @@ class Case(BaseModel):
     """Paths, bytes, PIL images, data URLs or references into the graph's image store; may be empty."""
     context: str | None = None
     """Anything known beside the images: history, an abstract."""
+
+    @classmethod
+    def of(cls, given: Any) -> "Case":
+        """The case in what a graph was given: a `Case`, its fields, or `messages`; a field stands before the messages.
+
+        Raises:
+            ValueError: naming the field and what is valid.
+        """
+        if isinstance(given, Case):
+            return given
+        if not isinstance(given, Mapping):
+            raise ValueError(f"input: cannot use a {type(given).__name__}; give a mapping with question or messages")
+        fields = {name: given[name] for name in cls.model_fields if given.get(name) is not None}
+        if "question" not in fields and given.get("messages"):
+            fields = case_of_chat(given["messages"]) | fields
+        return cls.model_validate(fields)
 
     @field_validator("question")
     @classmethod

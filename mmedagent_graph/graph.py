@@ -1,42 +1,53 @@
 """The wiring of a consultation, and nothing else.
 
-    START -> intake -> triage -> specialist (x3, in parallel) -> attending -> END
+    START -> triage -> specialist (x3, in parallel) -> attending -> END
 
 Invariant: the attending always runs. A specialist that fails is an opinion that says so, and a referral that cannot
-be read sends the case straight to the attending.
+be read sends the case straight to the attending. Where one answer of the attending is not all (votes, further
+referrals, review), `mmedagent_graph.deliberation` stands between the specialists and the end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
-from langchain_core.language_models import BaseChatModel
-from langchain_core.runnables import Runnable, RunnableLambda
+from langgraph.cache.base import BaseCache
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import NodeError
-from langgraph.graph import END, START, StateGraph
-from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Command, Overwrite, Send
+from langgraph.graph import END, START
+from langgraph.runtime import get_runtime
+from langgraph.store.base import BaseStore
+from langgraph.types import Command, RetryPolicy, Send, TimeoutPolicy
 
 from mmedagent_graph.answers import same_text
-from mmedagent_graph.case import Case
+from mmedagent_graph.chat import reply
+from mmedagent_graph.consultation import Builder, Consultation
+from mmedagent_graph.context import Context, Settings, Votes
+from mmedagent_graph.deliberation import Deliberation, hear
+from mmedagent_graph.events import announce, events
+from mmedagent_graph.frozen import FrozenAnswers
 from mmedagent_graph.images import ImageStore, default_store
-from mmedagent_graph.models import load_model
-from mmedagent_graph.nodes import Attending, Node, Specialist, Swappable, Triage, Update
+from mmedagent_graph.nodes import Attending, Node, Specialist, Swappable, Triage, Voter
 from mmedagent_graph.nodes.attending import attending_input
-from mmedagent_graph.nodes.base import with_model, with_own
+from mmedagent_graph.nodes.base import Answering, Update
 from mmedagent_graph.nodes.specialist import failed
+from mmedagent_graph.nodes.standing import ByContext, ByDoctor, Standing, answering
 from mmedagent_graph.prompts import SPECIALTIES
 from mmedagent_graph.state import (
-    ConsultationInput,
+    Ballot,
     ConsultationOutput,
     ConsultationState,
+    DeliberationState,
     SpecialistInput,
     TriageInput,
 )
 
-Consultation = CompiledStateGraph[ConsultationState, None, ConsultationInput, ConsultationOutput]
 Panel = Swappable | Sequence[Swappable]
 """The specialists: one thing for all doctors, or a list with one for each."""
+Retry = RetryPolicy | Sequence[RetryPolicy]
+Timeout = float | timedelta | TimeoutPolicy
+NODES = ("triage", "specialist", "attending")
 
 
 def build_graph(
@@ -46,14 +57,25 @@ def build_graph(
     attending: Swappable,
     specialties: Sequence[str] = tuple(SPECIALTIES),
     doctors: int = 3,
+    votes: Votes = 1,
+    abstain_below: float | None = None,
+    max_referrals: int = 0,
+    review: bool = False,
     images: ImageStore | None = None,
+    retry_policy: Retry | Mapping[str, Retry] | None = None,
+    timeout: Timeout | Mapping[str, Timeout] | None = None,
+    error_handler: Mapping[str, Callable[..., Any]] | None = None,
+    context_schema: type[Any] | None = None,
     checkpointer: BaseCheckpointSaver[Any] | None = None,
+    store: BaseStore | None = None,
+    cache: BaseCache[Any] | None = None,
     name: str = "consultation",
 ) -> Consultation:
     """A consultation as a compiled LangGraph graph (MMedAgent-RL, section 3).
 
-    `graph.invoke({"question": ..., "options": [...], "images": [...]})` returns `referral`, `opinions`, `decision` and
-    `usage`; `ainvoke`, `stream` and `batch` work as they do on any LangGraph graph.
+    `graph.invoke({"question": ..., "options": [...], "images": [...]})` returns `referral`, `opinions`, `decision`,
+    `usage` and `messages`; `graph.invoke({"messages": [...]})` takes a chat. `ainvoke`, `stream`, `batch`, use as a
+    node of a larger graph and the rest work as they do on any LangGraph graph.
 
     Args:
         triage: who refers the case. A model string (`openai:gpt-4o`, `clinic:base`), a LangChain chat model, or a node
@@ -64,101 +86,158 @@ def build_graph(
         attending: who decides: the same again (it takes `AttendingInput` and returns `{"answer": ...}`).
         specialties: what triage may choose from; the paper's seven.
         doctors: how many specialists are heard; a list says it by its length.
+        votes: how often the attending is asked; the majority wins (section 4). `"adaptive"`: 3 to 9 times, more where
+            the specialists disagree, and no more once the majority cannot change. Votes are samples: a model whose
+            temperature is 0 votes at temperature 1.
+        abstain_below: withhold a majority with a smaller share of the votes (0 to 1); a human must then decide.
+        max_referrals: how often the attending may ask for another specialty before it decides.
+        review: interrupt before a decision is released; see `mmedagent_graph.review`.
         images: where images are kept; by default a temporary folder of the process.
-        checkpointer: as in any LangGraph graph.
+        retry_policy: LangGraph's, for all three nodes or by node (`triage`, `specialist`, `attending`).
+        timeout: seconds, or LangGraph's, for all three or by node; kept by `ainvoke` and `astream` only.
+        error_handler: LangGraph's, by node. By default a failed specialist is an opinion that says so, a failed vote
+            is not counted, and any other failure is the run's.
+        context_schema: as in LangGraph. With `mmedagent_graph.Context`, or a subclass, a run may change models, votes
+            and review: `graph.invoke(case, context={"votes": 5})`.
+        checkpointer: as in LangGraph. One that outlives the process needs `images` that do, too.
+        store: as in LangGraph, for one's own nodes.
+        cache: a LangGraph cache that keeps what models answer, so that nothing is asked twice: see
+            `mmedagent_graph.frozen`.
         name: the compiled graph's name.
 
     Raises:
         ValueError: naming the argument and the valid choices.
     """
+    settings = Settings(votes=votes, abstain_below=abstain_below, review=review, max_referrals=max_referrals)
     specialties = _checked_specialties(specialties)
-    store = images or default_store()
-    panels = _panels(specialists, specialties, doctors, Specialist(store))
+    if images is None and isinstance(checkpointer, BaseCheckpointSaver) and not isinstance(checkpointer, InMemorySaver):
+        raise ValueError(
+            "images: checkpoints that outlive the process need images that do, too; give ImageStore(folder)"
+        )
+    pictures = images or default_store()
+    frozen = FrozenAnswers(cache) if cache is not None else None
+    changeable = isinstance(context_schema, type) and issubclass(context_schema, Context)
+    deliberates = changeable or settings.deliberates
 
-    def intake(state: ConsultationInput) -> Update:
-        fields = Case.model_validate(state).fields(store)
-        # a thread may be used again: nothing of an earlier consultation may be seen in this one
-        fresh = {"referral": None, "decision": None, "opinions": Overwrite([]), "usage": Overwrite({})}
-        return {"case": fields, **fresh}
+    def standing(node: Node, given: Swappable, argument: str, samples: bool = False) -> Answering:
+        built = answering(node, given, argument, frozen, samples)
+        if not changeable:
+            return built
+        return ByContext(built, _choice(node.name), lambda name: answering(node, name, argument, frozen, samples))
+
+    panels = _panels(specialists, specialties, doctors, Specialist(pictures), standing)
+
+    def panel_size(specialty: str) -> int:
+        named = getattr(get_runtime().context, "specialists", None) if changeable else None
+        return len(named) if isinstance(named, list) else len(panels[specialty])
+
+    deliberation = Deliberation(settings, panel_size, specialties)
+    decided = "decide" if deliberates else "attending"
 
     def refer(state: ConsultationState) -> list[Send] | str:
         specialty = state["referral"]["specialty"] if state["referral"] else None
-        if specialty is None:
-            return "attending"
-        return [
-            Send("specialist", SpecialistInput(**state["case"], specialty=specialty, doctor=doctor))
-            for doctor in range(1, len(panels[specialty]) + 1)
-        ]
+        return decided if specialty is None else hear(state["case"], specialty, [], panel_size(specialty))
 
     def unheard(state: SpecialistInput, error: NodeError) -> Command[Any]:
-        return Command(update=failed(state, error.error), goto="attending")
+        update = failed(state, error.error)
+        for event in events(update, state):
+            announce(event)
+        return Command(update=update, goto=decided)
 
-    builder = StateGraph(
-        ConsultationState,
-        input_schema=ConsultationInput,
+    retries, timeouts = _by_node(retry_policy, "retry_policy"), _by_node(timeout, "timeout")
+    on_error = {"specialist": unheard, **_by_node(error_handler, "error_handler")}
+
+    builder = Builder(
+        DeliberationState if deliberates else ConsultationState,
         output_schema=ConsultationOutput,
+        context_schema=context_schema,
     )
-    builder.add_node("intake", intake, input_schema=ConsultationInput)
-    builder.add_node("triage", RunnableLambda(_triage_input) | _node(Triage(specialties, store), triage, "triage"))
-    builder.add_node("specialist", _panel_node(panels), input_schema=SpecialistInput, error_handler=unheard)
-    builder.add_node("attending", RunnableLambda(attending_input) | _node(Attending(store), attending, "attending"))
-    builder.add_edge(START, "intake")
-    builder.add_edge("intake", "triage")
-    builder.add_conditional_edges("triage", refer, ["specialist", "attending"])
-    builder.add_edge("specialist", "attending")
-    builder.add_edge("attending", END)
-    return builder.compile(checkpointer=checkpointer, name=name)
+    builder.images = pictures
+
+    def add(name: str, who: Answering, as_node: str | None = None, **given: Any) -> None:
+        """Add a node; one that stands in for another (`as_node`) is retried and timed as that is."""
+        enter, leave = given.pop("enter", None), given.pop("leave", None)
+        given = {"error_handler": on_error.get(name)} | given
+        kind = as_node or name
+        node = Standing(who, name, enter, leave)
+        builder.add_node(name, node, retry_policy=retries.get(kind), timeout=timeouts.get(kind), **given)
+
+    add("triage", standing(Triage(specialties, pictures), triage, "triage"), enter=_triage_input)
+    add("specialist", ByDoctor(panels), input_schema=SpecialistInput)
+    builder.add_edge(START, "triage")
+    builder.add_conditional_edges("triage", refer, ["specialist", decided])
+    builder.add_edge("specialist", decided)
+    if deliberates:
+        voter = Voter(pictures)
+        add("attending", standing(voter, attending, "attending"), input_schema=Ballot)
+        voting = standing(voter, attending, "attending", samples=True)
+        add("vote", voting, "attending", input_schema=Ballot, error_handler=deliberation.unvoted)
+        builder.add_edge("attending", "decide")
+        builder.add_edge("vote", "decide")
+        ahead = ("attending", "vote", "specialist", "review", END)
+        builder.add_node("decide", deliberation.decide, destinations=ahead)
+        builder.add_node("review", deliberation.review, destinations=("specialist", END))
+    else:
+        deciding = standing(Attending(pictures), attending, "attending")
+        add("attending", deciding, enter=attending_input, leave=_replied)
+        builder.add_edge("attending", END)
+    return builder.compile(checkpointer=checkpointer, store=store, cache=cache, name=name)
 
 
-def _node(node: Node, given: Swappable, argument: str) -> Runnable[Any, Update]:
-    """What stands in the graph for a node: its two functions around a model, or somebody's own in its place."""
-    if isinstance(given, str):
-        try:
-            given = load_model(given)
-        except ValueError as error:
-            raise ValueError(f"{argument}: {error}") from error
-    if isinstance(given, BaseChatModel):
-        return with_model(node, given)
-    if isinstance(given, Runnable) or callable(given):
-        return with_own(node, given)
-    raise ValueError(
-        f"{argument}: cannot use a {type(given).__name__}; "
-        "give a model string, a chat model, or a callable, Runnable or graph of your own"
-    )
+def _choice(node: str) -> Callable[[Context, Any], str | None]:
+    """Whom a context names for a node."""
+    if node != "specialist":
+        return lambda context, _: getattr(context, node)
+
+    def doctor(context: Context, state: SpecialistInput) -> str | None:
+        named = context.specialists
+        return named[(state["doctor"] - 1) % len(named)] if isinstance(named, list) else named
+
+    return doctor
 
 
-def _panel_node(panels: Mapping[str, Sequence[Runnable[Any, Update]]]) -> Runnable[SpecialistInput, Any]:
-    """One graph node for all specialists: it hands the case to the doctor that the `Send` names."""
+def _triage_input(state: ConsultationState) -> TriageInput:
+    return TriageInput(**state["case"])
 
-    def doctor_of(state: SpecialistInput) -> Runnable[Any, Update]:
-        return panels[state["specialty"]][state["doctor"] - 1]
 
-    # A RunnableLambda that returns a Runnable is LangChain's own way to dispatch, sync and async alike.
-    return RunnableLambda(doctor_of, name="specialist")
+def _replied(update: Update) -> Update:
+    return {"messages": [reply(update["decision"])]}
 
 
 def _panels(
-    given: Panel | Mapping[str, Panel], specialties: Sequence[str], doctors: int, node: Node
-) -> dict[str, list[Runnable[Any, Update]]]:
-    """For every specialty, the nodes of its doctors."""
+    given: Panel | Mapping[str, Panel],
+    specialties: Sequence[str],
+    doctors: int,
+    node: Node,
+    standing: Callable[[Node, Swappable, str], Answering],
+) -> dict[str, list[Answering]]:
+    """For every specialty, who answers as its doctors."""
+
+    def panel(given: Panel) -> list[Answering]:
+        if isinstance(given, Sequence) and not isinstance(given, str):
+            if not given:
+                raise ValueError("specialists: the list is empty; give one entry for each doctor")
+            return [standing(node, doctor, f"specialists[{i}]") for i, doctor in enumerate(given)]
+        if doctors < 1:
+            raise ValueError(f"doctors: {doctors} is not a number of doctors; give 1 or more")
+        return [standing(node, given, "specialists")] * doctors
+
     if not isinstance(given, Mapping):
-        panel = _panel(given, doctors, node)
-        return dict.fromkeys(specialties, panel)
+        return dict.fromkeys(specialties, panel(given))
     if set(given) != set(specialties):
         wrong = ", ".join(sorted(set(given) ^ set(specialties)))
         names = ", ".join(specialties)
         raise ValueError(f"specialists: unknown or missing {wrong}; there must be one entry for each of {names}")
-    return {specialty: _panel(given[specialty], doctors, node) for specialty in specialties}
+    return {specialty: panel(given[specialty]) for specialty in specialties}
 
 
-def _panel(given: Panel, doctors: int, node: Node) -> list[Runnable[Any, Update]]:
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        if not given:
-            raise ValueError("specialists: the list is empty; give one entry for each doctor")
-        return [_node(node, doctor, f"specialists[{i}]") for i, doctor in enumerate(given)]
-    if doctors < 1:
-        raise ValueError(f"doctors: {doctors} is not a number of doctors; give 1 or more")
-    return [_node(node, given, "specialists")] * doctors
+def _by_node(given: Any, argument: str) -> dict[str, Any]:
+    """What was given for each node: one for all, or a mapping."""
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(NODES, given) if given is not None else {}
+    if unknown := sorted(set(given) - set(NODES)):
+        raise ValueError(f"{argument}: unknown node {', '.join(unknown)}; nodes are {', '.join(NODES)}")
+    return dict(given)
 
 
 def _checked_specialties(specialties: Sequence[str]) -> tuple[str, ...]:
@@ -170,7 +249,3 @@ def _checked_specialties(specialties: Sequence[str]) -> tuple[str, ...]:
     if not specialties:
         raise ValueError(f"specialties: the list is empty; give at least one, such as {', '.join(SPECIALTIES)}")
     return tuple(specialties)
-
-
-def _triage_input(state: ConsultationState) -> TriageInput:
-    return TriageInput(**state["case"])

@@ -47,6 +47,11 @@ def load_model(name: str) -> BaseChatModel:
     return chat_model
 
 
+def sampled(model: BaseChatModel) -> BaseChatModel:
+    """A model that answers anew each time: at temperature 1 where its own is 0, else as it is."""
+    return model.model_copy(update={"temperature": 1.0}) if getattr(model, "temperature", None) == 0.0 else model
+
+
 def _openai(model: str) -> BaseChatModel:
     from langchain_openai import ChatOpenAI  # half a second of import, paid only where it is used
 

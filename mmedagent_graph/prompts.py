@@ -5,12 +5,13 @@ case always renders to the same tokens. The authors' prompts are not public; the
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from mmedagent_graph.answers import letter
 from mmedagent_graph.images import ImageStore
-from mmedagent_graph.state import AttendingInput, CaseFields, Opinion, SpecialistInput, TriageInput
+from mmedagent_graph.state import AttendingInput, Ballot, CaseFields, Opinion, SpecialistInput, TriageInput
 
 SPECIALTIES: dict[str, str] = {
     "Pathologist": "histology and cytology slides, microscopy",
@@ -38,6 +39,7 @@ ATTENDING = (
     "Specialists can be wrong, alone or all together: weigh their opinions against what you see, then decide."
 )
 UNHEARD = "no opinion"
+MORE_HELP = "If you need another specialty before you decide, answer instead with exactly one of: {choices}."
 
 
 def triage_messages(state: TriageInput, specialties: Sequence[str], store: ImageStore) -> list[BaseMessage]:
@@ -53,11 +55,19 @@ def specialist_messages(state: SpecialistInput, store: ImageStore) -> list[BaseM
     return _messages(system, _case_lines(state), state, store)
 
 
-def attending_messages(state: AttendingInput, store: ImageStore) -> list[BaseMessage]:
+def attending_messages(state: AttendingInput | Ballot, store: ImageStore) -> list[BaseMessage]:
     """The attending physician's prompt: the case, and every opinion in the order of the doctors."""
     heard = [line for opinion in state["opinions"] for line in _opinion_lines(opinion)]
     question = [*_case_lines(state), "Opinions:", *(heard or [UNHEARD])]
-    return _messages([ATTENDING, _how_to_answer(state), FORMAT], question, state, store)
+    system = [ATTENDING, _how_to_answer(state)]
+    if offered := cast(Ballot, state).get("may_refer"):
+        system.append(MORE_HELP.format(choices="; ".join(map(refer_to, offered))))
+    return _messages([*system, FORMAT], question, state, store)
+
+
+def refer_to(specialty: str) -> str:
+    """The words with which the attending asks for a further specialty."""
+    return f"refer to {specialty}"
 
 
 def _how_to_answer(state: CaseFields) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 
 from mmedagent_graph.images import ImageStore
-from mmedagent_graph.models import load_model
+from mmedagent_graph.models import load_model, sampled
 from rl.clinic.cases import make_cases
 from rl.clinic.doctors import DOCTORS
 from rl.datasets import LabeledCase, read_cases
@@ -106,10 +106,4 @@ def panel(specialists: Sequence[str] | None, cases: str | None, model: str) -> l
     """
     if not specialists and cases is None:
         return list(DOCTORS)
-    return [sampled(name) for name in (specialists or [model_string(model)] * len(DOCTORS))]
-
-
-def sampled(name: str) -> BaseChatModel:
-    """A model that answers anew each time: at temperature 1, where greedy decoding is its default."""
-    model = load_model(name)
-    return model.model_copy(update={"temperature": 1.0}) if getattr(model, "temperature", None) == 0.0 else model
+    return [sampled(load_model(name)) for name in (specialists or [model_string(model)] * len(DOCTORS))]

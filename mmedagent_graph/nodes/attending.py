@@ -6,11 +6,12 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from mmedagent_graph.answers import same_text, split_reasoning
+from mmedagent_graph.answers import read_name, split_reasoning
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.nodes.base import Update, checked_answer, stated
-from mmedagent_graph.prompts import attending_messages
-from mmedagent_graph.state import AttendingInput, ConsultationState, Decision, Referral
+from mmedagent_graph.prompts import attending_messages, refer_to
+from mmedagent_graph.state import AttendingInput, Ballot, ConsultationState, Referral, Vote
+from mmedagent_graph.votes import decide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +27,22 @@ class Attending:
 
     def read(self, text: str, state: AttendingInput) -> Update:
         """`{"decision": ...}`."""
-        return _decided(state, *stated(text, state["options"]), split_reasoning(text))
+        return self._update(_stated_vote(text, state), state)
 
     def accept(self, output: Mapping[str, Any], state: AttendingInput) -> Update:
         """A swapped-in attending's decision."""
-        output = output.get("decision", output)
-        answer, index = checked_answer(output, state["options"], "decision")
-        return _decided(state, answer, index, str(output.get("reasoning", "")))
+        return self._update(_accepted_vote(output, state), state)
+
+    def _update(self, vote: Vote, state: AttendingInput) -> Update:
+        return {"decision": decide([vote], state["opinions"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Voter(Attending):
+    """The attending where it is asked several times, or may refer: each answer is a vote, and no decision yet."""
+
+    def _update(self, vote: Vote, state: AttendingInput) -> Update:
+        return {"votes": [vote]}
 
 
 def attending_input(state: ConsultationState) -> AttendingInput:
@@ -41,14 +51,36 @@ def attending_input(state: ConsultationState) -> AttendingInput:
     return AttendingInput(**state["case"], referral=referral, opinions=state["opinions"])
 
 
-def _decided(state: AttendingInput, answer: str | None, index: int | None, reasoning: str) -> Update:
-    readable = [opinion["answer"] for opinion in state["opinions"] if opinion["answer"] is not None]
-    agreeing = sum(answer is not None and same_text(opinion, answer) for opinion in readable)
-    decision = Decision(
-        answer=answer,
-        index=index,
-        reasoning=reasoning,
-        agreement=agreeing / len(readable) if readable else None,
-        opinions=len(readable),
-    )
-    return {"decision": decision}
+def _vote(
+    state: Mapping[str, Any], answer: str | None, index: int | None, reasoning: str, refer: str | None = None
+) -> Vote:
+    number = state.get("vote", 1)
+    return Vote(vote=number, answer=answer, index=index, reasoning=reasoning, refer=refer, error=None)
+
+
+def _stated_vote(text: str, state: Mapping[str, Any]) -> Vote:
+    reasoning = split_reasoning(text)
+    if offered := state.get("may_refer"):
+        asked = read_name(text, [refer_to(specialty) for specialty in offered])
+        if asked is not None:
+            return _vote(state, None, None, reasoning, offered[asked])
+    return _vote(state, *stated(text, state["options"]), reasoning)
+
+
+def _accepted_vote(output: Mapping[str, Any], state: Mapping[str, Any]) -> Vote:
+    output = output.get("decision") or output
+    reasoning = str(output.get("reasoning", ""))
+    refer = output.get("refer")
+    if refer is None:
+        return _vote(state, *checked_answer(output, state["options"], "decision"), reasoning)
+    offered = state.get("may_refer", [])
+    if refer not in offered:
+        raise ValueError(f"decision.refer: {refer!r} is not on offer; specialties on offer are {', '.join(offered)}")
+    return _vote(state, None, None, reasoning, refer)
+
+
+def failed_vote(state: Ballot, error: BaseException) -> Update:
+    """The vote of an attending that raised: it says so, and the others are counted."""
+    vote = _vote(state, None, None, "")
+    vote["error"] = f"{type(error).__name__}: {error}"
+    return {"votes": [vote]}

@@ -12,10 +12,11 @@ from typing import Any, Protocol, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableLambda, RunnableWithFallbacks
 from langchain_core.runnables.base import coerce_to_runnable
 
 from mmedagent_graph.answers import read_answer, read_free_text
+from mmedagent_graph.frozen import FrozenAnswers
 from mmedagent_graph.state import NodeUsage
 
 Update = dict[str, Any]
@@ -43,58 +44,119 @@ class Node(Protocol):
         """
 
 
+class Answering(Protocol):
+    """A node with whoever answers for it."""
+
+    def call(self, state: Any, config: RunnableConfig | None) -> Update:
+        """The node's update."""
+
+    async def acall(self, state: Any, config: RunnableConfig | None) -> Update:
+        """The same, for async callers."""
+
+
 Swappable = str | BaseChatModel | Runnable[Any, Any] | Callable[..., Any]
 """What may be given for a node: a model string, a chat model, or a callable, Runnable or compiled graph of one's
 own."""
 
-
-def with_model(node: Node, model: BaseChatModel) -> Runnable[Any, Update]:
-    """The node with a chat model between its two functions, for sync and async callers."""
-
-    def call(state: Any, config: RunnableConfig) -> Update:
-        return _answered(node, model.invoke(node.render(state), config), state)
-
-    async def acall(state: Any, config: RunnableConfig) -> Update:
-        messages = await asyncio.to_thread(node.render, state)  # reads images from disk
-        return _answered(node, await model.ainvoke(messages, config), state)
-
-    return RunnableLambda(call, afunc=acall, name=node.name)
+ChatModel = Runnable[Any, Any]
+"""A chat model, as it is or with retries, fallbacks or bound arguments around it."""
 
 
-def with_own(node: Node, own: Runnable[Any, Any] | Callable[..., Any]) -> Runnable[Any, Update]:
+def is_chat_model(given: Any) -> bool:
+    """Whether it is a chat model, maybe in a binding (`bind`, `with_retry`, `with_config`) or with fallbacks."""
+    while isinstance(given, RunnableBinding | RunnableWithFallbacks):
+        given = given.bound if isinstance(given, RunnableBinding) else given.runnable
+    return isinstance(given, BaseChatModel)
+
+
+class ByModel:
+    """The node with a chat model between its two functions.
+
+    Args:
+        node: the node.
+        model: who answers.
+        frozen: where answers are kept, and looked up before the model is asked. Default: nowhere.
+    """
+
+    def __init__(self, node: Node, model: ChatModel, frozen: FrozenAnswers | None = None) -> None:
+        self.node, self.model, self.frozen = node, model, frozen
+
+    def call(self, state: Any, config: RunnableConfig | None = None) -> Update:
+        """Render, ask, read."""
+        messages = self.node.render(state)
+        if self.frozen is None:
+            return self._update(self.model.invoke(messages, _named(config, self.node.name, state)), state)
+        key = self.frozen.key(self.node.name, self.model, messages, state)
+        if known := self.frozen.get(key):
+            return self._update(known, state, cached=True)
+        answer = self.model.invoke(messages, _named(config, self.node.name, state))
+        self.frozen.keep(key, answer)
+        return self._update(answer, state)
+
+    async def acall(self, state: Any, config: RunnableConfig | None = None) -> Update:
+        """Render, ask, read; the event loop is not held up by images that are read from disk."""
+        messages = await asyncio.to_thread(self.node.render, state) if state["images"] else self.node.render(state)
+        if self.frozen is None:
+            return self._update(await self.model.ainvoke(messages, _named(config, self.node.name, state)), state)
+        key = self.frozen.key(self.node.name, self.model, messages, state)
+        if known := await self.frozen.aget(key):
+            return self._update(known, state, cached=True)
+        answer = await self.model.ainvoke(messages, _named(config, self.node.name, state))
+        await self.frozen.akeep(key, answer)
+        return self._update(answer, state)
+
+    def _update(self, message: BaseMessage, state: Any, cached: bool = False) -> Update:
+        return {**self.node.read(str(message.text), state), "usage": {self.node.name: _usage(message, cached)}}
+
+
+class ByOwn:
     """Somebody's own callable, Runnable or compiled graph in the node's place: the same input, the same update.
 
     It is given the node's state and returns either the node's fields as a mapping (`{"answer": ...}`, or the update
     itself), or a text or message, which is read as a model's answer would be.
     """
-    runnable = coerce_to_runnable(cast(Any, own))
 
-    def update(output: Any, state: Any) -> Update:
-        if isinstance(output, AIMessage):
-            return _answered(node, output, state)
-        if isinstance(output, str):
-            return node.read(output, state)
-        if isinstance(output, Mapping):
-            return node.accept(output, state)
-        wrong = type(output).__name__
-        raise ValueError(f"{node.name}: the node returned a {wrong}; it must return a mapping, a text or a message")
+    def __init__(self, node: Node, own: Runnable[Any, Any] | Callable[..., Any]) -> None:
+        self.node, self.own = node, coerce_to_runnable(cast(Any, own))
 
-    def call(state: Any, config: RunnableConfig) -> Update:
-        if isinstance(runnable, RunnableLambda) and not hasattr(runnable, "func"):  # async only: a loop of its own
+    def call(self, state: Any, config: RunnableConfig | None = None) -> Update:
+        """Ask it; one that is async only gets a loop of its own."""
+        if isinstance(self.own, RunnableLambda) and not hasattr(self.own, "func"):
             with ThreadPoolExecutor(1) as thread:
-                return update(thread.submit(lambda: asyncio.run(runnable.ainvoke(state, config))).result(), state)
-        return update(runnable.invoke(state, config), state)
+                return self._update(thread.submit(lambda: asyncio.run(self.own.ainvoke(state, config))).result(), state)
+        return self._update(self.own.invoke(state, config), state)
 
-    async def acall(state: Any, config: RunnableConfig) -> Update:
-        return update(await runnable.ainvoke(state, config), state)
+    async def acall(self, state: Any, config: RunnableConfig | None = None) -> Update:
+        """Ask it."""
+        return self._update(await self.own.ainvoke(state, config), state)
 
-    return RunnableLambda(call, afunc=acall, name=node.name)
+    def _update(self, output: Any, state: Any) -> Update:
+        if isinstance(output, AIMessage):
+            return {**self.node.read(str(output.text), state), "usage": {self.node.name: _usage(output, cached=False)}}
+        if isinstance(output, str):
+            return self.node.read(output, state)
+        if isinstance(output, Mapping):
+            return self.node.accept(output, state)
+        wrong = type(output).__name__
+        raise ValueError(
+            f"{self.node.name}: the node returned a {wrong}; it must return a mapping, a text or a message"
+        )
 
 
-def _answered(node: Node, message: BaseMessage, state: Any) -> Update:
+def _named(config: RunnableConfig | None, node: str, state: Mapping[str, Any]) -> RunnableConfig:
+    """The config of a model call: callbacks and traces say which node it was, which doctor, which vote."""
+    metadata = {key: state[key] for key in ("specialty", "doctor", "vote") if key in state}
+    name = " ".join([node, *map(str, metadata.values())])
+    return {**(config or {}), "run_name": name, "metadata": {**(config or {}).get("metadata", {}), **metadata}}
+
+
+def _usage(message: BaseMessage, cached: bool) -> NodeUsage:
+    if cached:
+        return NodeUsage(calls=0, cached=1, input_tokens=0, output_tokens=0)
     used = getattr(message, "usage_metadata", None) or {}
-    usage = NodeUsage(calls=1, input_tokens=used.get("input_tokens", 0), output_tokens=used.get("output_tokens", 0))
-    return {**node.read(str(message.text), state), "usage": {node.name: usage}}
+    return NodeUsage(
+        calls=1, cached=0, input_tokens=used.get("input_tokens", 0), output_tokens=used.get("output_tokens", 0)
+    )
 
 
 def checked_answer(output: Mapping[str, Any], options: list[str], node: str) -> tuple[str | None, int | None]:

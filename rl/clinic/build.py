@@ -127,7 +127,7 @@ class Lessons:
             triage = triage_messages(TriageInput(**fields), tuple(SPECIALTIES), store)
             told = attending_messages(AttendingInput(**fields, referral=referral, opinions=heard), store)
             texts["alone"].append((i, alone, completion(case.answer)))
-            asked = SpecialistInput(**fields, specialty=str(case.specialty), doctor=1)
+            asked = SpecialistInput(**fields, specialty=str(case.specialty), doctor=1, doctors=len(heard))
             expert = specialist_messages(asked, store)
             texts["specialist"].append((i, expert, completion(case.answer)))
             texts["triage"].append((i, triage, completion(specialty)))

@@ -1,0 +1,105 @@
+"""The compiled graph: a LangGraph graph whose input is checked, and its images put away, before LangGraph sees it.
+
+Invariant: LangGraph never sees an image. It keeps what it is given in its first checkpoint; so a case is turned into
+references first, and a checkpoint stays small and holds nothing that only a human should look at.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.graph import Graph
+from langgraph.graph.state import CompiledStateGraph, StateGraph
+from langgraph.types import Command
+from pydantic import BaseModel, TypeAdapter
+
+from mmedagent_graph.case import Case
+from mmedagent_graph.chat import asked
+from mmedagent_graph.images import ImageStore
+from mmedagent_graph.state import ConsultationInput, ConsultationOutput, ConsultationState, DeliberationState
+
+ANEW: dict[str, Any] = dict.fromkeys(DeliberationState.__annotations__)
+"""Nothing of an earlier consultation on the same thread: None begins every channel anew."""
+
+
+class Builder(StateGraph[ConsultationState, Any, Any, ConsultationOutput]):
+    """LangGraph's builder, with the store that images go to."""
+
+    images: ImageStore
+
+    def compile(self, *args: Any, **kwargs: Any) -> "Consultation":
+        """Compile as LangGraph does, to a `Consultation`."""
+        return Consultation(**vars(super().compile(*args, **kwargs)))  # as a compiled graph copies itself
+
+
+class Consultation(CompiledStateGraph[ConsultationState, Any, ConsultationInput, ConsultationOutput]):
+    """A compiled LangGraph graph that takes a `Case`, its fields, or chat messages.
+
+    `invoke`, `ainvoke`, `stream`, `astream`, `batch`, `abatch`, `get_state` and the rest are LangGraph's own.
+    """
+
+    builder: Builder
+
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        """As in LangGraph.
+
+        Raises:
+            ValueError: naming the field of the input and what is valid; or where the graph has a `timeout`, which
+                only `ainvoke` and `astream` can keep.
+        """
+        if any(node.timeout for node in self.nodes.values()):
+            raise ValueError(
+                "timeout: Python cannot cut off a sync call; use ainvoke, astream or abatch, or a model with a timeout"
+            )
+        return super().stream(self._received(input, config), config, **kwargs)
+
+    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
+        """As in LangGraph; images are read and checked in a thread."""
+        if _has_images(input):
+            received = await asyncio.to_thread(self._received, input, config)
+        else:
+            received = self._received(input, config)
+        chunks = cast(AsyncGenerator[Any, None], super().astream(received, config, **kwargs))
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+    def _received(self, given: Any, config: RunnableConfig | None) -> Any:
+        """What LangGraph is given: the case by references. A resume (None, a Command) is passed on as it is."""
+        if given is None or isinstance(given, Command):
+            return given
+        case = Case.of(given).fields(self.builder.images)
+        received = {key: value for key, value in ANEW.items() if key in self.channels} | {"case": case}
+        if isinstance(given, Mapping) and given.get("messages") and not _nested(config):
+            received["messages"] = [asked(case)]  # the chat goes on; a graph around this one keeps its own
+        return received
+
+    def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
+        """The input as a Pydantic model, for `as_tool` and the like."""
+        return Case
+
+    def get_input_jsonschema(self, config: RunnableConfig | None = None) -> dict[str, Any]:
+        """The JSON schema of the input."""
+        return TypeAdapter(ConsultationInput).json_schema() | {"title": self.get_name("Input")}
+
+    def get_output_jsonschema(self, config: RunnableConfig | None = None) -> dict[str, Any]:
+        """The JSON schema of the output."""
+        return TypeAdapter(ConsultationOutput).json_schema() | {"title": self.get_name("Output")}
+
+    def get_graph(self, config: RunnableConfig | None = None, *, xray: int | bool = False) -> Graph:
+        """The drawable graph, without the boxes of error handlers, which no edge leads to."""
+        graph = super().get_graph(config, xray=xray)
+        for name in [name for name in graph.nodes if "__error_handler__" in name]:
+            del graph.nodes[name]
+            graph.edges = [edge for edge in graph.edges if name not in (edge.source, edge.target)]
+        return graph
+
+
+def _has_images(given: Any) -> bool:
+    return bool(given.get("images") or given.get("messages")) if isinstance(given, Mapping) else given is not None
+
+
+def _nested(config: RunnableConfig | None) -> bool:
+    return bool((config or {}).get("configurable", {}).get("checkpoint_ns"))

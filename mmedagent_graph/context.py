@@ -1,0 +1,71 @@
+"""What can be changed: the settings of a graph, and what a run (LangGraph's context) may change of them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+
+Votes = Annotated[StrictInt, Field(ge=1)] | Literal["adaptive"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[StrictInt, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """How a consultation comes to its decision.
+
+    Raises:
+        ValidationError: (a ValueError) that names the field, the value and what is valid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    votes: Votes = 1
+    """How often the attending is asked; the majority wins. "adaptive": 3 to 9 times, more where the specialists
+    disagree, and no more once the majority cannot change."""
+    abstain_below: Share | None = None
+    """Withhold a majority with a smaller share of the votes, and leave the decision to a human."""
+    review: bool = False
+    """Interrupt before a decision is released, so that a human approves it, changes it or hears another specialist."""
+    max_referrals: Count = 0
+    """How often the attending may ask for another specialty before it decides."""
+
+    @model_validator(mode="after")
+    def _a_share_of_several(self) -> "Settings":
+        if self.abstain_below and self.votes == 1:
+            raise ValueError(f"abstain_below={self.abstain_below} needs votes: 2 or more, or 'adaptive'")
+        return self
+
+    @property
+    def deliberates(self) -> bool:
+        """Whether there is more to it than one answer of the attending."""
+        return self != Settings()
+
+    def changed_by(self, context: Any) -> "Settings":
+        """These settings, with what a run's `Context` says instead."""
+        if not isinstance(context, Context):
+            return self
+        changes = context.model_dump(include=set(Settings.model_fields), exclude_none=True)
+        return Settings(**{**self.model_dump(), **changes}) if changes else self
+
+
+class Context(BaseModel):
+    """What one run may change: `graph.invoke(case, context=Context(votes=5))`, or a Studio user in a form.
+
+    Subclass it for a context of one's own nodes. None: as the graph was built.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    triage: str | None = None
+    """Model string of the triage doctor, such as `openai:gpt-4o` or `vllm:Qwen/Qwen2.5-VL-7B-Instruct`."""
+    specialists: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """Model string of all specialists, or one for each doctor."""
+    attending: str | None = None
+    """Model string of the attending physician."""
+    votes: Votes | None = None
+    """How often the attending is asked; the majority wins. "adaptive": 3 to 9 times, as the specialists disagree."""
+    abstain_below: Share | None = None
+    """Withhold a majority with a smaller share of the votes (0: never), and leave the decision to a human."""
+    review: bool | None = None
+    """Interrupt before a decision is released, for a human's approval."""
+    max_referrals: Count | None = None
+    """How often the attending may ask for another specialty before it decides."""

@@ -1,0 +1,115 @@
+"""From opinions to a decision where one answer of the attending is not all: votes, further referrals, review.
+
+    specialist -> decide -> vote (in parallel) -> decide -> review -> END
+                                                    |          |
+                                       specialist <-+----------+
+
+`decide` is asked whenever opinions or votes have come in, and says what happens next. A single answer is asked of the
+node `attending`, several of the node `vote`: the same physician, but a failed vote is only one vote less.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from langgraph.errors import NodeError
+from langgraph.graph import END
+from langgraph.runtime import get_runtime
+from langgraph.types import Command, Send
+
+from mmedagent_graph.chat import reply
+from mmedagent_graph.context import Settings
+from mmedagent_graph.events import Decided, Referred, Tallied, announce, events
+from mmedagent_graph.nodes.attending import attending_input, failed_vote
+from mmedagent_graph.review import Change, Hear, ask_reviewer, changed
+from mmedagent_graph.state import Ballot, CaseFields, DeliberationState, Opinion, Referral, SpecialistInput
+from mmedagent_graph.votes import budget, decide, outstanding, winner
+
+
+def hear(case: CaseFields, specialty: str, heard: Sequence[Opinion], count: int) -> list[Send]:
+    """Send the case to `count` doctors of a specialty, numbered on from those that were heard."""
+    last = max((opinion["doctor"] for opinion in heard), default=0)
+    doctors = range(last + 1, last + count + 1)
+    return [
+        Send("specialist", SpecialistInput(**case, specialty=specialty, doctor=doctor, doctors=doctors[-1]))
+        for doctor in doctors
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Deliberation:
+    """The nodes of it.
+
+    Args:
+        settings: as the graph was built; a run's context may change them.
+        doctors: how many doctors a specialty has in this run.
+        specialties: those that there are.
+    """
+
+    settings: Settings
+    doctors: Callable[[str], int]
+    specialties: Sequence[str]
+
+    def decide(self, state: DeliberationState) -> Command[Any]:
+        """Call for votes, ask for a further specialty, or decide."""
+        settings = self._settings()
+        votes, opinions = state["votes"], state["opinions"]
+        missing = outstanding(votes, settings.votes, opinions)
+        if votes:
+            tally = decide(votes, opinions)["tally"]
+            announce(Tallied(event="votes", cast=len(votes), budget=budget(settings.votes, opinions), tally=tally))
+        if missing > 1 or (missing and votes):
+            return Command(goto=[Send("vote", ballot) for ballot in self._ballots(state, settings, missing)])
+        if missing or all(vote["error"] for vote in votes):
+            # the only hope: no error handler here, so that a failure is the run's, and the run can be resumed
+            return Command(goto=[Send("attending", ballot) for ballot in self._ballots(state, settings, 1)])
+        won = winner(votes, opinions)
+        if won and won["refer"]:
+            return self._refer(state, Referral(specialty=won["refer"], reasoning=won["reasoning"]))
+        decision = decide(votes, opinions, settings.abstain_below)
+        announce(Decided(event="decision", decision=decision))
+        if settings.review:
+            return Command(update={"decision": decision}, goto="review")
+        return Command(update={"decision": decision, "messages": [reply(decision)]}, goto=END)
+
+    def unvoted(self, state: Ballot, error: NodeError) -> Command[Any]:
+        """A failed vote says so, and the others are counted."""
+        update = failed_vote(state, error.error)
+        for event in events(update, state):
+            announce(event)
+        return Command(update=update, goto="decide")
+
+    def review(self, state: DeliberationState) -> Command[Any]:
+        """Wait for a human, and release the decision, change it, or hear one more specialist."""
+        decision = state["decision"]
+        assert decision is not None
+        verdict = ask_reviewer(state, self.specialties)
+        if isinstance(verdict, Hear):
+            referral = Referral(specialty=verdict.specialty, reasoning="")
+            announce(Referred(event="referral", by="review", referral=referral))
+            sends = hear(state["case"], verdict.specialty, state["opinions"], 1)
+            return Command(update={"votes": None, "decision": None}, goto=sends)
+        if isinstance(verdict, Change):
+            decision = changed(decision, verdict, state["case"]["options"], state["opinions"])
+        else:
+            decision = {**decision, "review": "approved"}
+        announce(Decided(event="decision", decision=decision))
+        return Command(update={"decision": decision, "messages": [reply(decision)]}, goto=END)
+
+    def _settings(self) -> Settings:
+        return self.settings.changed_by(get_runtime().context)
+
+    def _ballots(self, state: DeliberationState, settings: Settings, count: int) -> list[Ballot]:
+        given, offered = attending_input(state), list[str]()
+        if len(state["further"]) < settings.max_referrals:
+            heard = {opinion["specialty"] for opinion in state["opinions"]}
+            offered = [specialty for specialty in self.specialties if specialty not in heard]
+        first = len(state["votes"]) + 1
+        return [Ballot(**given, vote=vote, may_refer=offered) for vote in range(first, first + count)]
+
+    def _refer(self, state: DeliberationState, referral: Referral) -> Command[Any]:
+        """The attending's wish: the whole panel of one more specialty, after which it votes anew."""
+        announce(Referred(event="referral", by="attending", referral=referral))
+        specialty = str(referral["specialty"])
+        sends = hear(state["case"], specialty, state["opinions"], self.doctors(specialty))
+        return Command(update={"further": [referral], "votes": None}, goto=sends)

@@ -1,0 +1,63 @@
+"""Frozen answers: what a model has once answered is not asked again.
+
+The answers lie in any LangGraph cache (`SqliteCache(path="answers.db")` is one on disk, which several processes may
+share), under a key of all that an answer depends on: node, model, prompt, image hashes, sampling, and which doctor or
+vote it was, since three doctors with one model are three samples.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableBinding, RunnableWithFallbacks
+from langgraph.cache.base import BaseCache, FullKey
+
+NAMESPACE = "mmedagent-graph"
+
+
+class FrozenAnswers:
+    """The answers that a LangGraph cache holds.
+
+    A model is known by its class and what LangChain's `asdict()` tells of it (`_identifying_params`), which a chat
+    model class of one's own must therefore define.
+    """
+
+    def __init__(self, cache: BaseCache[Any]) -> None:
+        self._cache = cache
+
+    def key(self, node: str, model: Any, messages: Sequence[BaseMessage], state: Mapping[str, Any]) -> FullKey:
+        """The key of an answer. The images count by their references, which are hashes of their bytes."""
+        asked = [[message.type, str(message.text)] for message in messages]
+        who = [state.get("specialty"), state.get("doctor"), state.get("vote")]
+        whole = json.dumps([node, who, _identity(model), asked, state["images"]], sort_keys=True, default=repr)
+        return (NAMESPACE, node), hashlib.sha256(whole.encode()).hexdigest()
+
+    def get(self, key: FullKey) -> BaseMessage | None:
+        """The answer, if there is one."""
+        return self._cache.get([key]).get(key)
+
+    async def aget(self, key: FullKey) -> BaseMessage | None:
+        """The answer, if there is one."""
+        return (await self._cache.aget([key])).get(key)
+
+    def keep(self, key: FullKey, answer: BaseMessage) -> None:
+        """Keep an answer for good."""
+        self._cache.set({key: (answer, None)})
+
+    async def akeep(self, key: FullKey, answer: BaseMessage) -> None:
+        """Keep an answer for good."""
+        await self._cache.aset({key: (answer, None)})
+
+
+def _identity(model: Any) -> Any:
+    """Who answers, and how it samples."""
+    if isinstance(model, RunnableBinding):
+        return [_identity(model.bound), model.kwargs]
+    if isinstance(model, RunnableWithFallbacks):
+        return [_identity(model.runnable), *map(_identity, model.fallbacks)]
+    if isinstance(model, BaseChatModel):
+        return [f"{type(model).__module__}.{type(model).__qualname__}", model.asdict()]
+    return repr(model)
