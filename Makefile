@@ -3,14 +3,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
+export LANGGRAPH_CLI_NO_ANALYTICS := 1
 
-.PHONY: demo test lint format base seeds clean
+.PHONY: demo test studio app lint format base seeds clean
 
 demo: .venv/installed
 	$(BIN)/python -m rl.train_attending
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# LangGraph's server with the embedded clinic; the page of Studio itself is hosted by LangChain, and only shows it
+studio: .venv/installed
+	LANGSMITH_TRACING=false $(BIN)/langgraph dev --no-reload
+
+# the consulting room
+app: .venv/installed
+	$(BIN)/python -m mmedagent_graph.app
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -31,7 +40,7 @@ seeds: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rl,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rl,studio,ui,sqlite,postgres,dicom,dev]'
 	touch $@
 
 clean:
