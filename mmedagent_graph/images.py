@@ -6,37 +6,59 @@ Invariant: a reference is the hash of the bytes it names, so the same image is k
 import base64
 import functools
 import hashlib
-import io
 import os
 import re
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from mmedagent_graph.dicom import dicom_picture, is_dicom
+from mmedagent_graph.pictures import (
+    WIRE_FORMATS,
+    ImageError,
+    checked,
+    opened,
+    png,
+    png_of,
+    to_rgb,
+    which_frame,
+)
+from mmedagent_graph.sources import Sources
 
 MAX_BYTES = 50 * 1024 * 1024
 MAX_PIXELS = 100_000_000
-SHOWN = 200
-"""At most so many characters of what was given are repeated in an error."""
-WIRE_FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-"""What chat APIs take as it is; anything else that Pillow reads is kept as an upright PNG of eight bits."""
-WIRE_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
-ORIENTATION = 0x0112
-"""The EXIF tag by which a camera says that a picture lies on its side: every reader must see it upright."""
 PREFIX = "sha256:"
-VALID = "give a path, bytes, a PIL image, a data URL (data:image/png;base64,...) or a reference (sha256:...)"
 
 
 class ImageStore:
     """A content-addressed folder of images.
 
+    What is kept is pixels and colours: what a file says of people (EXIF, XMP, IPTC, text, every DICOM element) is not.
+
     Args:
         folder: where the images are kept. None: a private temporary folder that is removed when the process ends,
             so that no patient's image outlives it.
+        paths: which files `put` may read when it is given a path or a `file://` URL. True: any, for one's own code.
+            False: none. A list of folders: those really in them, wherever links lead. Give False or a list where
+            input comes from outside.
+        hosts: whose images may be fetched when `put` is given an address: `name` (the usual port) or `name:port`, by
+            https, and by http from this machine itself. No redirect is followed. Empty: nobody's.
+
+    Raises:
+        ValueError: if `paths` or `hosts` is of another form, or a folder of `paths` is not there.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        paths: bool | Collection[str | os.PathLike[str]] = True,
+        hosts: Collection[str] = (),
+    ) -> None:
+        self._sources = Sources(paths, hosts)
         if folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="mmedagent-images-")
             folder = self._temporary.name
@@ -46,15 +68,22 @@ class ImageStore:
     def put(self, image: Any) -> str:
         """Keep an image and return its reference.
 
+        PNG, JPEG and WebP are kept as they are, less their metadata; other pictures and DICOM become PNG. A DICOM file
+        is shown as on a screen: rescaled, by its first window, MONOCHROME1 inverted.
+
         Args:
-            image: a path, bytes, a PIL image, a base64 data URL, or a reference that the store already holds.
+            image: a path, bytes, a PIL image, a base64 data URL, a reference that the store already holds, an address
+                at one of `hosts`; or `{"image": <one of these>, "frame": <from 0>}`, which a file of several needs.
 
         Raises:
-            ValueError: if it cannot be read as an image, is too large, or is of another type.
+            ValueError: if it cannot be read as an image, may not be read, is too large, is of another type, or has
+                several frames and none is named.
         """
+        image, frame = _with_frame(image)
         if isinstance(image, str) and image.startswith(PREFIX):
+            which_frame(frame, 1)
             return self._known(image)
-        data = _checked(_bytes_of(image))
+        data = self._kept(image, frame)
         ref = PREFIX + hashlib.sha256(data).hexdigest()
         path = self.path(ref)
         if not path.exists():
@@ -64,12 +93,12 @@ class ImageStore:
         return ref
 
     def get(self, ref: str) -> bytes:
-        """The bytes of a reference, as they were put in."""
+        """The bytes of a reference, as they were kept."""
         return self.path(self._known(ref)).read_bytes()
 
     def open(self, ref: str) -> Image.Image:
         """The image as RGB, decoded."""
-        with Image.open(io.BytesIO(self.get(ref))) as image:
+        with opened(self.get(ref)) as image:
             return to_rgb(image)
 
     def path(self, ref: str) -> Path:
@@ -79,14 +108,28 @@ class ImageStore:
     def block(self, ref: str) -> dict[str, str]:
         """The LangChain content block that shows the image to a model."""
         data = self.get(ref)
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             mime = WIRE_FORMATS[cast(str, image.format)]
         return {"type": "image", "base64": base64.b64encode(data).decode(), "mime_type": mime}
 
     def _known(self, ref: str) -> str:
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", ref) or not self.path(ref).exists():
-            raise ValueError(f"no image {ref!r} in the store {str(self.folder)!r}; {VALID}")
+            raise ImageError(f"no image {ref!r} in the store {str(self.folder)!r}; {self._sources.valid}")
         return ref
+
+    def _kept(self, image: Any, frame: Any) -> bytes:
+        """The bytes to keep of what was given."""
+        try:
+            if isinstance(image, Image.Image):
+                image, frame = png_of(image, frame, MAX_PIXELS), None
+            data = self._sources.read(image, MAX_BYTES)
+            if is_dicom(data):
+                return png(dicom_picture(data, frame, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS))
+            return checked(data, frame, MAX_PIXELS)
+        except ImageError:
+            raise
+        except Exception as error:  # decoders of hostile files raise whatever they run into
+            raise ImageError(f"not a readable image ({type(error).__name__}); {self._sources.valid}") from error
 
 
 @functools.cache
@@ -95,68 +138,12 @@ def default_store() -> ImageStore:
     return ImageStore()
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB. Sixteen bits are scaled to eight: Pillow alone would clip them to white."""
-    if image.mode.startswith("I;16"):
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    return image.convert("RGB")
-
-
-def _png(image: Image.Image) -> bytes:
-    """A PNG of a picture in any mode; one that chat APIs do not take is turned into RGB first."""
-    buffer = io.BytesIO()
-    try:
-        (image if image.mode in WIRE_MODES else to_rgb(image)).save(buffer, "PNG")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"a PIL image of mode {image.mode!r} cannot be kept ({error}); convert it to RGB") from error
-    return buffer.getvalue()
-
-
-def _bytes_of(image: Any) -> bytes:
-    if isinstance(image, bytes | bytearray | memoryview):
-        return bytes(image)
-    if isinstance(image, Image.Image):
-        return _png(ImageOps.exif_transpose(image))
-    if isinstance(image, str) and image.startswith("data:"):
-        return _data_url(image)
-    if isinstance(image, str) and re.match(r"[a-z]+://", image, re.IGNORECASE):
-        raise ValueError(f"{image[:SHOWN]!r} is a remote address, which is never fetched; {VALID}")
-    if isinstance(image, str | os.PathLike):
-        path = Path(image)
-        name = repr(str(path)[:SHOWN])  # it may be an image in base64, which no log should hold
-        try:
-            size = path.stat().st_size
-            data = path.read_bytes() if size <= MAX_BYTES else b""
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read {name} ({getattr(error, 'strerror', error)}); {VALID}") from error
-        if size > MAX_BYTES:
-            raise ValueError(f"{name} has {size} bytes; at most {MAX_BYTES} are taken")
-        return data
-    raise ValueError(f"cannot use a {type(image).__name__} as an image; {VALID}")
-
-
-def _data_url(url: str) -> bytes:
-    head, comma, payload = url.partition(",")
-    if not comma or not head.endswith(";base64"):
-        raise ValueError(f"{head[:SHOWN]!r} is not a base64 data URL; {VALID}")
-    try:
-        return base64.b64decode(payload, validate=True)
-    except ValueError as error:
-        raise ValueError(f"the data URL's base64 is broken ({error}); {VALID}") from error
-
-
-def _checked(data: bytes) -> bytes:
-    """The bytes, once they are known to decode; a format that chat APIs do not take is turned into PNG."""
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"the image has {len(data)} bytes; at most {MAX_BYTES} are taken")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"the image has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are taken")
-            image.load()
-            upright = image.getexif().get(ORIENTATION, 1) == 1
-            if image.format in WIRE_FORMATS and image.mode in WIRE_MODES and upright:
-                return data
-            return _png(to_rgb(ImageOps.exif_transpose(image)))
-    except (UnidentifiedImageError, OSError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image ({type(error).__name__}); {VALID}") from error
+def _with_frame(given: Any) -> tuple[Any, Any]:
+    """The image and the frame in what was given; None where no frame is named."""
+    if not isinstance(given, Mapping):
+        return given, None
+    if unknown := [key for key in given if key not in ("image", "frame")]:
+        raise ImageError(f"unknown keys {unknown!r:.200}; give {{'image': ..., 'frame': 0}}")
+    if "image" not in given:
+        raise ImageError("there is no image; give {'image': ..., 'frame': 0}")
+    return given["image"], given.get("frame")

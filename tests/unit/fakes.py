@@ -1,47 +1,87 @@
 """What the unit tests put in place of real models and real images."""
 
+import asyncio
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from PIL import Image
 from pydantic import Field
 
+from mmedagent_graph import Consultation, build_graph
+
 INPUT_TOKENS, OUTPUT_TOKENS = 7, 3
+QUESTION = {"question": "Which scan is it?", "options": ["CT", "MRI", "PET"]}
+THREAD = {"configurable": {"thread_id": "bed 7"}}
+Consult = Callable[..., dict[str, Any]]
+
+# Models
 
 
 class FakeModel(BaseChatModel):
     """Keeps the messages it is given and says what `answer` makes of them."""
 
     answer: Callable[[Sequence[BaseMessage]], str]
+    label: str = ""
+    """What tells two fakes apart, where answers are frozen."""
+    temperature: float | None = None
     seen: list[list[BaseMessage]] = Field(default_factory=list)
+    told: list[dict[str, Any]] = Field(default_factory=list)
+    """The metadata of every call."""
+    warmth: list[float | None] = Field(default_factory=list)
+    """The temperature of every call; as the other lists it is shared with the copies that `sampled` makes."""
 
     @property
     def _llm_type(self) -> str:
         return "fake"
 
-    def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {"label": self.label, "temperature": self.temperature}
+
+    def _said(self, messages: list[BaseMessage], run_manager: CallbackManagerForLLMRun | None) -> str:
         self.seen.append(messages)
+        self.told.append(dict(run_manager.metadata or {}) if run_manager else {})
+        self.warmth.append(self.temperature)
+        return self.answer(messages)
+
+    def _generate(self, messages: list[BaseMessage], _: Any = None, run_manager: Any = None, **__: Any) -> ChatResult:
         usage = UsageMetadata(
             input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS, total_tokens=INPUT_TOKENS + OUTPUT_TOKENS
         )
-        message = AIMessage(self.answer(messages), usage_metadata=usage)
+        message = AIMessage(self._said(messages, run_manager), usage_metadata=usage)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-def says(text: str) -> FakeModel:
+class StreamingModel(FakeModel):
+    """A fake that streams, word by word."""
+
+    def _stream(
+        self, messages: list[BaseMessage], _: Any = None, run_manager: Any = None, **__: Any
+    ) -> Iterator[ChatGenerationChunk]:
+        for word in self._said(messages, run_manager).split(" "):
+            yield ChatGenerationChunk(message=AIMessageChunk(word))
+
+
+def says(text: str, **fields: Any) -> FakeModel:
     """A model that always says the same."""
-    return FakeModel(answer=lambda _: text)
+    return FakeModel(answer=lambda _: text, **fields)
 
 
-def answers(answer: str, because: str = "") -> FakeModel:
+def answers(answer: str, because: str = "", **fields: Any) -> FakeModel:
     """A model that always gives the same answer, well formed."""
-    return says(f"<think>{because}</think><answer>{answer}</answer>")
+    return says(f"<think>{because}</think><answer>{answer}</answer>", **fields)
+
+
+def refers(specialty: str = "Radiologist") -> FakeModel:
+    """A triage doctor who always refers to the same specialty."""
+    return answers(specialty, because="By the image.")
 
 
 def breaks(error: Exception) -> FakeModel:
@@ -51,6 +91,87 @@ def breaks(error: Exception) -> FakeModel:
         raise error
 
     return FakeModel(answer=fail)
+
+
+# Nodes of one's own
+
+
+def voting(*said: Any) -> Callable[[dict[str, Any]], Any]:
+    """An attending that casts these votes by their numbers, over and over: texts, mappings, or exceptions to raise."""
+
+    def vote(state: dict[str, Any]) -> Any:
+        one = said[(state.get("vote", 1) - 1) % len(said)]
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    return vote
+
+
+# Consultations
+
+
+def graph(**given: Any) -> Consultation:
+    """A graph whose every node is a fake model, but for those that are given."""
+    return build_graph(
+        **{"triage": refers(), "specialists": answers("CT"), "attending": answers("CT", because="Seen."), **given}
+    )
+
+
+def consulting(how: str) -> Consult:
+    """Runs a graph to its end, by `invoke` or by `ainvoke`."""
+
+    def consult(graph: Any, case: Any, config: Any = None, **more: Any) -> dict[str, Any]:
+        if how == "invoke":
+            return graph.invoke(case, config, **more)
+        return asyncio.run(graph.ainvoke(case, config, **more))
+
+    return consult
+
+
+def streaming(how: str) -> Callable[..., list[Any]]:
+    """All that a graph streams, by `stream` or by `astream`."""
+
+    def listen(graph: Any, case: Any, config: Any = None, **more: Any) -> list[Any]:
+        async def everything() -> list[Any]:
+            return [chunk async for chunk in graph.astream(case, config, **more)]
+
+        return list(graph.stream(case, config, **more)) if how == "stream" else asyncio.run(everything())
+
+    return listen
+
+
+def thread(name: Any) -> dict[str, Any]:
+    """The config of a thread."""
+    return {"configurable": {"thread_id": str(name)}}
+
+
+def said(result: dict[str, Any]) -> list[str | None]:
+    """What the specialists answered."""
+    return [opinion["answer"] for opinion in result["opinions"]]
+
+
+def opinion(doctor: int, answer: str | None, **fields: Any) -> dict[str, Any]:
+    """The opinion of a radiologist on `QUESTION`."""
+    index = QUESTION["options"].index(answer) if answer in QUESTION["options"] else None
+    plain = {"specialty": "Radiologist", "doctor": doctor, "answer": answer, "index": index}
+    return {**plain, "reasoning": "", "error": None, **fields}
+
+
+def usage(**calls: int) -> dict[str, dict[str, int]]:
+    """What so many calls of fakes cost, by node."""
+    return {
+        node: {"calls": n, "cached": 0, "input_tokens": INPUT_TOKENS * n, "output_tokens": OUTPUT_TOKENS * n}
+        for node, n in calls.items()
+    }
+
+
+def untagged(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with its messages as type and text: their ids are random."""
+    return {**result, "messages": [(message.type, message.text) for message in result["messages"]]}
+
+
+# Words and images
 
 
 def words(messages: Sequence[BaseMessage]) -> str:

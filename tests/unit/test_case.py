@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import encoded, image
+from fakes import data_url, encoded, image
+from langchain_core.messages import AIMessage, HumanMessage
 from pydantic import ValidationError
 
 from mmedagent_graph import Case
@@ -98,3 +99,71 @@ def test_an_unreadable_image_is_named_by_its_place(store: ImageStore) -> None:
     case = Case(question="q", images=[encoded(image()), b"no image"])
     with pytest.raises(ValueError, match=r"images\[1\]: .*give a path"):
         case.fields(store)
+
+
+# In whatever a graph was given
+
+
+def chat(*said: str) -> list[HumanMessage]:
+    return [HumanMessage(words) for words in said]
+
+
+@pytest.mark.parametrize(
+    ("given", "question", "options"),
+    [
+        ({"question": "q", "options": ["CT", "MRI"]}, "q", ["CT", "MRI"]),
+        ({"question": "q", "options": None, "images": None, "context": None}, "q", []),
+        ({"question": "q", "answer": "KEY", "referral": {}, "opinions": []}, "q", []),
+        ({"messages": chat("first", "Which?\nA. CT\nB. MRI")}, "Which?", ["CT", "MRI"]),
+        ({"messages": chat("Which?\nA. CT\nB. MRI"), "options": ["PET", "X-ray"]}, "Which?", ["PET", "X-ray"]),
+        ({"messages": chat("Which?"), "question": "q"}, "q", []),
+        ({"messages": [AIMessage("hello")], "question": "q"}, "q", []),  # of somebody else's chat around this graph
+        ({"messages": [], "question": "q"}, "q", []),
+        ({"messages": None, "question": "q"}, "q", []),
+    ],
+)
+def test_a_case_in_what_a_graph_was_given(given: dict[str, Any], question: str, options: list[str]) -> None:
+    case = Case.of(given)
+    assert (case.question, case.options) == (question, options)
+
+
+def test_a_case_is_taken_as_it_is() -> None:
+    case = Case(question="q")
+    assert Case.of(case) is case
+
+
+def test_a_context_beside_a_chat() -> None:
+    assert Case.of({"messages": chat("q"), "context": "Fell."}).context == "Fell."
+
+
+def test_images_given_beside_a_chat_stand_before_its_own() -> None:
+    shown = HumanMessage([{"type": "text", "text": "q"}, {"type": "image", "url": data_url(encoded(image("red")))}])
+    blue = encoded(image("blue"))
+    assert Case.of({"messages": [shown], "images": [blue]}).images == [blue]
+    assert Case.of({"messages": [shown]}).images == [data_url(encoded(image("red")))]
+
+
+# BUG: a question given beside a chat hides all of the chat, its images too: they are dropped without a word, though "a
+# field that is given stands before what the messages say" (ConsultationInput).
+def test_a_question_beside_a_chat_loses_none_of_its_images() -> None:
+    shown = HumanMessage([{"type": "text", "text": "?"}, {"type": "image", "url": data_url(encoded(image()))}])
+    case = Case.of({"question": "Which scan is it?", "messages": [shown]})
+    assert (case.question, case.images) == ("Which scan is it?", [data_url(encoded(image()))])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (3, "input: cannot use a int; give a mapping with question or messages"),
+        ("Which scan is it?", "input: cannot use a str"),
+        (["q"], "input: cannot use a list"),
+        ({}, "question"),
+        ({"messages": []}, "question"),
+        ({"messages": [AIMessage("hello")]}, "messages: there is no human message"),
+        ({"messages": chat("A. CT\nB. MRI")}, "question is empty"),
+        ({"messages": chat("Which?\nA. CT\nB. ct")}, r"options\[1\] 'ct' repeats options\[0\]"),
+    ],
+)
+def test_what_is_no_case_is_named(given: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Case.of(given)

@@ -1,54 +1,57 @@
-"""Tests of the whole consultation, sync and async, with fakes in the place of models."""
+"""Tests of the wiring: what may be given for a node, who is heard, what is refused; sync and async, with fakes."""
 
 import asyncio
+import contextlib
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import (
-    INPUT_TOKENS,
-    OUTPUT_TOKENS,
+    QUESTION,
+    THREAD,
+    Consult,
     FakeModel,
     answers,
     breaks,
+    consulting,
     data_url,
     encoded,
+    graph,
     image,
+    opinion,
     pictures,
+    refers,
+    said,
     says,
+    untagged,
+    usage,
     words,
 )
+from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.checkpoint.serde.event_hooks import register_serde_event_listener
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.errors import NodeError, NodeTimeoutError
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import Command, interrupt
+from langgraph.types import Command, RetryPolicy, TimeoutPolicy, interrupt
 from typing_extensions import TypedDict
 
 from mmedagent_graph import SPECIALTIES, Case, build_graph, models
 from mmedagent_graph.images import ImageStore
 
-Consult = Callable[..., dict[str, Any]]
-QUESTION = {"question": "Which scan is it?", "options": ["CT", "MRI", "PET"]}
-THREAD = {"configurable": {"thread_id": "bed 7"}}
 PNG = encoded(image("red"))
 
 
 @pytest.fixture(params=["invoke", "ainvoke"])
 def consult(request: pytest.FixtureRequest) -> Consult:
     """Runs a graph to its end, once by `invoke` and once by `ainvoke`."""
-
-    def run(graph: Any, case: Any, config: Any = None) -> dict[str, Any]:
-        if request.param == "invoke":
-            return graph.invoke(case, config)
-        return asyncio.run(graph.ainvoke(case, config))
-
-    return run
+    return consulting(request.param)
 
 
 @pytest.fixture
@@ -56,32 +59,19 @@ def store(tmp_path: Path) -> ImageStore:
     return ImageStore(tmp_path / "store")
 
 
-def refers(specialty: str = "Radiologist") -> FakeModel:
-    return answers(specialty, because="By the image.")
-
-
-def graph(**given: Any) -> Any:
-    """A graph whose every node is a fake model, but for those that are given."""
-    return build_graph(
-        **{"triage": refers(), "specialists": answers("CT"), "attending": answers("CT", because="Seen."), **given}
-    )
-
-
-def said(result: dict[str, Any]) -> list[str | None]:
-    return [opinion["answer"] for opinion in result["opinions"]]
-
-
-def opinion(doctor: int, answer: str | None, **fields: Any) -> dict[str, Any]:
-    index = None if answer is None else QUESTION["options"].index(answer)
-    plain = {"specialty": "Radiologist", "doctor": doctor, "answer": answer, "index": index}
-    return {**plain, "reasoning": "", "error": None, **fields}
-
-
-def usage(**calls: int) -> dict[str, dict[str, int]]:
-    return {
-        node: {"calls": n, "input_tokens": INPUT_TOKENS * n, "output_tokens": OUTPUT_TOKENS * n}
-        for node, n in calls.items()
-    }
+DECISION = {
+    "answer": "CT",
+    "index": 0,
+    "reasoning": "",
+    "agreement": None,
+    "entropy": None,
+    "opinions": 0,
+    "votes": 1,
+    "tally": [{"answer": "CT", "index": 0, "votes": 1}],
+    "confidence": None,
+    "abstained": False,
+    "review": None,
+}
 
 
 # What a consultation returns
@@ -90,15 +80,16 @@ def usage(**calls: int) -> dict[str, dict[str, int]]:
 def test_a_consultation(consult: Consult) -> None:
     specialists = [answers("CT", "White bone."), answers("MRI", "Soft."), says("I cannot say.")]
     result = consult(graph(specialists=specialists), QUESTION)
-    assert result == {
+    assert untagged(result) == {
         "referral": {"specialty": "Radiologist", "reasoning": "By the image."},
         "opinions": [
             opinion(1, "CT", reasoning="White bone."),
             opinion(2, "MRI", reasoning="Soft."),
             opinion(3, None),
         ],
-        "decision": {"answer": "CT", "index": 0, "reasoning": "Seen.", "agreement": 0.5, "opinions": 2},
+        "decision": {**DECISION, "reasoning": "Seen.", "agreement": 0.5, "entropy": 1.0, "opinions": 2},
         "usage": usage(triage=1, specialist=3, attending=1),
+        "messages": [("ai", "CT\n\nSeen.")],
     }
 
 
@@ -106,7 +97,7 @@ def test_sync_and_async_agree() -> None:
     specialists = [answers("MRI"), breaks(RuntimeError("away")), lambda _: {"answer": "PET"}]
     consultation = graph(specialists=specialists)
     case = {**QUESTION, "images": [PNG], "context": "Fell from a horse."}
-    assert consultation.invoke(case) == asyncio.run(consultation.ainvoke(case))
+    assert untagged(consultation.invoke(case)) == untagged(asyncio.run(consultation.ainvoke(case)))
 
 
 def test_without_options_answers_are_free_text(consult: Consult) -> None:
@@ -140,7 +131,7 @@ def test_a_case_is_taken_as_an_object(consult: Consult) -> None:
     case = Case(question="Which scan is it?", options=["CT", "MRI", "PET"], images=[PNG], context="Fell.")
     attending = answers("CT")
     given = graph(attending=attending)
-    assert consult(given, case) == consult(given, case.model_dump())
+    assert untagged(consult(given, case)) == untagged(consult(given, case.model_dump()))
     assert pictures(attending.seen[0]) == [PNG]
     assert [words(seen) for seen in attending.seen] == [words(attending.seen[0])] * 2
 
@@ -188,6 +179,14 @@ def own(kind: str, field: str, value: str, monkeypatch: pytest.MonkeyPatch) -> A
         return f"fake:{value}"
     if kind == "chat model":
         return answers(value)
+    if kind == "bound model":
+        return answers(value).bind(stop=["x"])
+    if kind == "model with fallbacks":
+        return breaks(ConnectionError("refused")).with_fallbacks([answers(value)])
+    if kind == "model with retry":
+        return answers(value).with_retry(stop_after_attempt=1)
+    if kind == "configured model":
+        return answers(value).with_config(tags=["x"])
     if kind == "callable":
         return sync
     if kind == "async callable":
@@ -203,19 +202,19 @@ def own(kind: str, field: str, value: str, monkeypatch: pytest.MonkeyPatch) -> A
     return builder.compile()
 
 
+MODELS = ["model string", "chat model", "bound model", "configured model", "model with fallbacks", "model with retry"]
+KINDS = [*MODELS, "callable", "async callable", "Runnable", "chain", "compiled graph"]
+
+
+# BUG: "model with retry" is taken for a node of one's own, and given the state instead of messages (see test_nodes)
 @pytest.mark.parametrize("slot", ["triage", "specialists", "attending"])
-@pytest.mark.parametrize(
-    "kind", ["model string", "chat model", "callable", "async callable", "Runnable", "chain", "compiled graph"]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_whatever_is_given_for_a_node(
     slot: str, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     field, value = ("specialty", "Dermatologist") if slot == "triage" else ("answer", "MRI")
     given = graph(**{slot: own(kind, field, value, monkeypatch)})
-    results = [asyncio.run(given.ainvoke(QUESTION))]
-    if kind != "async callable":  # which has nothing to offer to a sync caller
-        results.append(given.invoke(QUESTION))
-    for result in results:
+    for result in (asyncio.run(given.ainvoke(QUESTION)), given.invoke(QUESTION)):
         assert result["referral"]["specialty"] == ("Dermatologist" if slot == "triage" else "Radiologist")
         assert said(result) == ["MRI" if slot == "specialists" else "CT"] * 3
         assert [opinion["error"] for opinion in result["opinions"]] == [None] * 3
@@ -238,7 +237,7 @@ def test_an_own_node_is_given_the_case_with_references(consult: Consult, store: 
     case = {**QUESTION, "images": [store.put(PNG)], "context": "Fell."}
     assert given == {
         "triage": case,
-        "specialist": {**case, "specialty": "Surgeon", "doctor": 1},
+        "specialist": {**case, "specialty": "Surgeon", "doctor": 1, "doctors": 1},
         "attending": {**case, "referral": result["referral"], "opinions": result["opinions"]},
     }
     assert store.get(given["specialist"]["images"][0]) == PNG
@@ -473,7 +472,8 @@ def test_an_unreadable_referral_leaves_the_attending_alone(text: str, consult: C
     assert result["referral"]["specialty"] is None
     assert (specialist.seen, len(attending.seen)) == ([], 1)
     assert result["opinions"] == []
-    assert result["decision"] == {"answer": "MRI", "index": 1, "reasoning": "", "agreement": None, "opinions": 0}
+    tally = [{"answer": "MRI", "index": 1, "votes": 1}]
+    assert result["decision"] == {**DECISION, "answer": "MRI", "index": 1, "tally": tally}
     assert result["usage"] == usage(triage=1, attending=1)
 
 
@@ -528,6 +528,7 @@ def test_an_own_attending_that_decides_for_no_option(consult: Consult) -> None:
 
 
 ALL = ", ".join(SPECIALTIES)
+NODES = "nodes are triage, specialist, attending"
 MISSPELT = {("Radiolgist" if name == "Radiologist" else name): answers("CT") for name in SPECIALTIES}
 
 
@@ -548,6 +549,22 @@ MISSPELT = {("Radiolgist" if name == "Radiologist" else name): answers("CT") for
         pytest.param({"specialties": "Surgeon"}, ["specialties", "'Surgeon'", "Radiologist"], id="a string"),
         pytest.param({"specialties": ["Surgeon", " "]}, ["specialties", "Radiologist"], id="blank specialty"),
         pytest.param({"specialties": ["Surgeon", "SURGEON"]}, ["specialties[1]", "'SURGEON'", "differ"], id="twice"),
+        pytest.param({"votes": 0}, ["votes", "input_value=0", "or equal to 1", "'adaptive'"], id="no votes"),
+        pytest.param({"votes": True}, ["votes", "input_value=True", "'adaptive'"], id="votes is a bool"),
+        pytest.param({"votes": 2.5}, ["votes", "input_value=2.5", "'adaptive'"], id="half a vote"),
+        pytest.param({"votes": "many"}, ["votes", "input_value='many'", "'adaptive'"], id="misspelt votes"),
+        pytest.param({"abstain_below": 0.5}, ["abstain_below=0.5 needs votes", "'adaptive'"], id="a share of one vote"),
+        pytest.param({"abstain_below": 1.5, "votes": 3}, ["abstain_below", "1.5", "or equal to 1"], id="over 100 %"),
+        pytest.param({"abstain_below": -0.1, "votes": 3}, ["abstain_below", "or equal to 0"], id="under 0 %"),
+        pytest.param({"max_referrals": -1}, ["max_referrals", "-1", "or equal to 0"], id="negative referrals"),
+        pytest.param({"max_referrals": True}, ["max_referrals", "input_value=True"], id="referrals is a bool"),
+        pytest.param({"review": "maybe"}, ["review", "'maybe'", "boolean"], id="review is a text"),
+        pytest.param({"retry_policy": {"intake": RetryPolicy()}}, ["retry_policy: unknown node intake", NODES], id="r"),
+        pytest.param({"timeout": {"vote": 3, "decide": 3}}, ["timeout: unknown node decide, vote", NODES], id="t"),
+        pytest.param({"error_handler": {"specialists": print}}, ["error_handler: unknown node", NODES], id="e"),
+        pytest.param({"timeout": 0}, ["timeout must be greater than 0"], id="no time"),
+        # BUG: a TypeError that names nothing ("can't multiply sequence by non-int of type 'float'")
+        pytest.param({"doctors": 2.5}, ["doctors: 2.5", "1 or more"], id="half a doctor"),
     ],
 )
 def test_arguments_that_are_wrong(given: dict[str, Any], parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,115 +574,279 @@ def test_arguments_that_are_wrong(given: dict[str, Any], parts: list[str], monke
     assert [part for part in parts if part not in str(raised.value)] == []
 
 
+def test_checkpoints_that_outlive_the_process_need_images_that_do_too(store: ImageStore) -> None:
+    with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as connection:
+        with pytest.raises(ValueError, match=r"images: checkpoints that outlive .*; give ImageStore\(folder\)"):
+            graph(checkpointer=SqliteSaver(connection))
+        result = graph(checkpointer=SqliteSaver(connection), images=store).invoke({**QUESTION, "images": [PNG]}, THREAD)
+        assert result["decision"]["answer"] == "CT"
+    graph(checkpointer=InMemorySaver())  # which does not outlive it
+
+
 def test_all_three_nodes_must_be_given() -> None:
     with pytest.raises(TypeError, match=r"triage.*attending"):
         build_graph(specialists=answers("CT"))  # type: ignore[call-arg]
 
 
-# As any LangGraph graph: threads, checkpoints, streams, drawings
+# Nodes that fail: retries, time, handlers
 
 
-def test_a_thread_used_again_starts_afresh(consult: Consult) -> None:
-    given = graph(checkpointer=InMemorySaver())
-    first = consult(given, QUESTION, THREAD)
-    assert len(first["opinions"]) == 3
-    assert [consult(given, QUESTION, THREAD) for _ in range(2)] == [first] * 2
+def fallible(node: str, failures: int, ok: Any, error: type[Exception] = ConnectionError) -> tuple[Any, list[int]]:
+    """A node of one's own that fails so many times, and how often it was tried."""
+    tries: list[int] = []
+
+    def tried(state: dict[str, Any]) -> Any:
+        if node == "specialists" and state["doctor"] != 2:
+            return ok
+        tries.append(len(tries) + 1)
+        if len(tries) <= failures:
+            raise error(f"try {len(tries)}")
+        return ok
+
+    return tried, tries
 
 
-def test_a_thread_forgets_the_opinions_of_a_larger_panel(consult: Consult) -> None:
-    triage = FakeModel(answer=lambda seen: "Surgeon" if "first" in words(seen) else "no idea")
-    given = graph(triage=triage, checkpointer=InMemorySaver())
-    assert len(consult(given, {"question": "first"}, THREAD)["opinions"]) == 3
-    second = consult(given, {"question": "second"}, THREAD)
-    assert (second["opinions"], second["decision"]["opinions"]) == ([], 0)
-    assert second["usage"] == usage(triage=1, attending=1)
+SLOTS = {"triage": {"specialty": "Surgeon"}, "specialists": {"answer": "MRI"}, "attending": {"answer": "PET"}}
+NODE = {"triage": "triage", "specialists": "specialist", "attending": "attending"}
+AGAIN = RetryPolicy(max_attempts=3, initial_interval=0, jitter=False)
 
 
-@pytest.mark.parametrize("left_out", ["options", "images", "context"])
-@pytest.mark.parametrize("kind", [dict, Case])
-def test_a_thread_forgets_the_earlier_case(left_out: str, kind: Any, consult: Consult) -> None:
-    full = {**QUESTION, "images": [PNG], "context": "Fell from a horse."}
-    attending = answers("CT")
-    given = graph(attending=attending, checkpointer=InMemorySaver())
-    consult(given, kind(**full), THREAD)
-    second = kind(**{name: value for name, value in full.items() if name != left_out})
-    consult(given, second, THREAD)
-    consult(graph(attending=attending), second)
-    _, on_the_thread, alone = attending.seen
-    assert words(on_the_thread) == words(alone)
-    assert pictures(on_the_thread) == pictures(alone)
+@pytest.mark.parametrize("slot", SLOTS)
+@pytest.mark.parametrize("by", ["all", "node", "sequence"])
+@pytest.mark.parametrize("more", [{}, {"votes": 3}], ids=str)
+def test_a_node_is_retried(slot: str, by: str, more: dict[str, Any], consult: Consult) -> None:
+    own, tries = fallible(slot, 2, SLOTS[slot])
+    policy: Any = {"all": AGAIN, "node": {NODE[slot]: AGAIN}, "sequence": [RetryPolicy(retry_on=KeyError), AGAIN]}[by]
+    result = consult(graph(**{slot: own}, retry_policy=policy, **more), QUESTION)
+    votes = more.get("votes", 1) if slot == "attending" else 1
+    assert len(tries) == 2 + votes
+    assert [one["error"] for one in result["opinions"]] == [None] * 3
+    assert result["decision"]["answer"] == ("PET" if slot == "attending" else "CT")
+    assert result["decision"]["confidence"] in (None, 1.0)
 
 
-def test_a_paused_consultation_shows_no_earlier_decision(consult: Consult) -> None:
-    def asks(state: dict[str, Any]) -> dict[str, Any]:
-        return {"answer": interrupt("Which?") if state["question"] == "second" else "CT"}
-
-    given = graph(attending=asks, checkpointer=InMemorySaver())
-    assert consult(given, {"question": "first"}, THREAD)["decision"]["answer"] == "CT"
-    paused = consult(given, {"question": "second"}, THREAD)
-    assert paused["__interrupt__"]
-    assert paused.get("decision") is None
-
-
-def test_threads_are_kept_apart(consult: Consult) -> None:
-    given = graph(attending=lambda state: {"answer": state["question"]}, checkpointer=InMemorySaver())
-    threads = [{"configurable": {"thread_id": name}} for name in "ab"]
-    for name, thread in zip("ab", threads, strict=True):
-        consult(given, {"question": name}, thread)
-    assert [given.get_state(thread).values["decision"]["answer"] for thread in threads] == ["a", "b"]
+@pytest.mark.parametrize("slot", SLOTS)
+def test_a_node_is_not_retried_as_another_is(slot: str, consult: Consult) -> None:
+    own, tries = fallible(slot, 2, SLOTS[slot])
+    others = {node: AGAIN for node in NODE.values() if node != NODE[slot]}
+    given = graph(**{slot: own}, retry_policy=others)
+    if slot == "specialists":
+        assert consult(given, QUESTION)["opinions"][1]["error"] == "ConnectionError: try 1"
+    else:
+        with pytest.raises(ConnectionError, match="try 1"):
+            consult(given, QUESTION)
+    assert len(tries) == 1
 
 
-def test_a_strict_checkpointer_keeps_everything(consult: Consult, store: ImageStore) -> None:
-    strict = JsonPlusSerializer(allowed_msgpack_modules=None)  # what LANGGRAPH_STRICT_MSGPACK=true makes of the default
+def test_a_specialist_that_fails_to_the_end_is_an_opinion_that_says_so(consult: Consult) -> None:
+    own, tries = fallible("specialists", 9, {})
+    result = consult(graph(specialists=own, retry_policy=AGAIN), QUESTION)
+    assert (len(tries), result["opinions"][1]["error"]) == (3, "ConnectionError: try 3")
+
+
+@pytest.mark.parametrize("call", ["invoke", "stream", "batch"])
+@pytest.mark.parametrize("timeout", [1.5, {"triage": 1.5}])
+def test_a_timeout_is_refused_where_it_cannot_be_kept(call: str, timeout: Any) -> None:
+    triage = refers()
+    given = graph(triage=triage, timeout=timeout)
+    with pytest.raises(ValueError, match=r"timeout: Python cannot cut off a sync call; use ainvoke, astream or abatch"):
+        list(getattr(given, call)([QUESTION] if call == "batch" else QUESTION))
+    assert triage.seen == []
+    assert asyncio.run(given.ainvoke(QUESTION))["decision"]["answer"] == "CT"
+
+
+def hangs(*doctors: int) -> Any:
+    async def specialist(state: dict[str, Any]) -> dict[str, Any]:
+        if state.get("doctor", state.get("vote")) in doctors:
+            await asyncio.sleep(30)
+        return {"answer": "MRI"}
+
+    return specialist
+
+
+SHORT = 0.4  # long enough for a fake on a busy machine
+LATE = "NodeTimeoutError: Node 'specialist' exceeded its run timeout of 0.400s"
+
+
+@pytest.mark.parametrize(
+    ("timeout", "more"),
+    [
+        (SHORT, {}),
+        (timedelta(seconds=SHORT), {}),
+        (TimeoutPolicy(run_timeout=SHORT), {}),
+        ({"specialist": SHORT}, {}),
+        ({"specialist": SHORT, "attending": 9}, {"votes": 3}),
+    ],
+    ids=str,
+)
+async def test_a_hanging_specialist_is_an_opinion_that_says_so(timeout: Any, more: dict[str, Any]) -> None:
+    given = graph(specialists=hangs(1, 3), timeout=timeout, **more)
+    async with asyncio.timeout(20):
+        result = await given.ainvoke(QUESTION)
+    assert said(result) == [None, "MRI", None]
+    assert [str(one["error"]).startswith(LATE) for one in result["opinions"]] == [True, False, True]
+    assert (result["decision"]["answer"], result["decision"]["opinions"]) == ("CT", 1)
+
+
+async def test_a_hanging_attending_ends_the_run() -> None:
+    async def never(_: Any) -> Any:
+        await asyncio.sleep(30)
+
+    for timeout in (SHORT, {"attending": SHORT}):
+        with pytest.raises(NodeTimeoutError, match="attending"):
+            await graph(attending=never, timeout=timeout).ainvoke(QUESTION)
+
+
+async def test_a_hanging_vote_is_one_vote_less() -> None:
+    async with asyncio.timeout(20):
+        result = await graph(attending=hangs(2), votes=3, timeout={"attending": SHORT}).ainvoke(QUESTION)
+    assert result["decision"]["confidence"] == pytest.approx(2 / 3)
+    assert result["decision"]["answer"] == "MRI"
+
+
+@pytest.mark.parametrize("slot", ["triage", "attending"])
+def test_any_other_failure_is_the_runs(slot: str, consult: Consult) -> None:
+    with pytest.raises(RuntimeError, match="out of order"):
+        consult(graph(**{slot: breaks(RuntimeError("out of order"))}), QUESTION)
+
+
+# BUG: no error, and no decision: see test_where_all_votes_fail_with_the_same_exception_the_run_fails
+def test_a_failure_of_the_attending_is_the_runs_where_specialists_failed_alike(consult: Consult) -> None:
+    broken = breaks(ConnectionError("down"))
+    with pytest.raises(ConnectionError, match="down"):
+        consult(graph(specialists=broken, attending=broken), QUESTION)
+
+
+# BUG: with votes (or anything else to deliberate) such a handler ends the run with "KeyError: 'context'": there
+# `attending` takes a ballot, and one has to know of `decide`, which is no node that the documentation names.
+@pytest.mark.parametrize("more", [{}, {"votes": 3}], ids=str)
+def test_a_handler_of_ones_own_sends_on_to_the_attending(more: dict[str, Any], consult: Consult) -> None:
+    def unreferred(state: dict[str, Any], error: NodeError) -> Command[Any]:
+        return Command(update={"referral": {"specialty": None, "reasoning": str(error.error)}}, goto="attending")
+
+    def unheard(state: dict[str, Any], error: NodeError) -> Command[Any]:
+        return Command(update={"opinions": [opinion(state["doctor"], None, error="mine")]}, goto="attending")
+
+    broken = breaks(RuntimeError("away"))
+    handlers = {"triage": unreferred, "specialist": unheard}
+    result = consult(graph(triage=broken, error_handler=handlers, **more), QUESTION)
+    assert (result["referral"]["reasoning"], result["opinions"], result["decision"]["answer"]) == ("away", [], "CT")
+    result = consult(graph(specialists=broken, error_handler=handlers, **more), QUESTION)
+    assert [one["error"] for one in result["opinions"]] == ["mine"] * 3
+    assert result["decision"]["answer"] == "CT"
+
+
+def test_a_handler_of_ones_own_for_the_attending(consult: Consult) -> None:
+    def undecided(state: dict[str, Any], error: NodeError) -> dict[str, Any]:
+        return {"decision": {"answer": None, "reasoning": str(error.error)}}
+
+    given = graph(attending=breaks(RuntimeError("away")), error_handler={"attending": undecided})
+    assert consult(given, QUESTION)["decision"] == {"answer": None, "reasoning": "away"}
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+@pytest.mark.parametrize("own", ["sync", "async"])
+def test_an_own_node_may_pause_to_ask(slot: str, own: str, consult: Consult) -> None:
+    def asks(state: dict[str, Any]) -> Any:
+        wanted = interrupt({"of": slot}) if state.get("doctor", 2) == 2 else "CT"
+        return {"specialty" if slot == "triage" else "answer": wanted}
+
+    async def asks_async(state: dict[str, Any]) -> Any:
+        return asks(state)
+
+    given = graph(**{slot: asks if own == "sync" else asks_async}, checkpointer=InMemorySaver())
+    assert [pause.value for pause in consult(given, QUESTION, THREAD)["__interrupt__"]] == [{"of": slot}]
+    result = consult(given, Command(resume="Surgeon" if slot == "triage" else "MRI"), THREAD)
+    assert result["referral"]["specialty"] == ("Surgeon" if slot == "triage" else "Radiologist")
+    assert said(result) == (["CT", "MRI", "CT"] if slot == "specialists" else ["CT"] * 3)
+    assert [one["error"] for one in result["opinions"]] == [None] * 3
+    assert result["decision"]["answer"] == ("MRI" if slot == "attending" else "CT")
+
+
+def test_several_nodes_may_pause_at_once(consult: Consult) -> None:
     given = graph(
-        specialists=[answers("CT"), breaks(RuntimeError("away")), answers("MRI")],
-        images=store,
-        checkpointer=InMemorySaver(serde=strict),
+        specialists=lambda state: {"answer": interrupt(state["doctor"])},
+        attending=lambda state: {"answer": interrupt(f"vote {state['vote']}")},
+        votes=2,
+        checkpointer=InMemorySaver(),
     )
-    events: list[Any] = []
-    stop = register_serde_event_listener(events.append)
-    try:
-        result = consult(given, {**QUESTION, "images": [store.put(PNG)], "context": "Fell."}, THREAD)
-        history = list(given.get_state_history(THREAD))
-    finally:
-        stop()
-    assert events == []
-    assert {name: history[0].values[name] for name in result} == result
-    assert history[0].values["case"]["images"] == [store.put(PNG)]
-    assert len(history) > 4
+    result = consult(given, QUESTION, THREAD)
+    for wanted in ({1: "CT", 2: "MRI", 3: "PET"}, {"vote 1": "MRI", "vote 2": "MRI"}):
+        resume = {pause.id: wanted[pause.value] for pause in result["__interrupt__"]}
+        result = consult(given, Command(resume=resume), THREAD)
+    assert said(result) == ["CT", "MRI", "PET"]
+    assert (result["decision"]["answer"], result["decision"]["confidence"]) == ("MRI", 1.0)
 
 
-def test_the_checkpoint_holds_no_image(consult: Consult, store: ImageStore) -> None:
-    kept = InMemorySaver()
-    large = encoded(image("red").resize((400, 400)), "PNG")
-    consult(graph(images=store, checkpointer=kept), {**QUESTION, "images": [store.put(large)]}, THREAD)
-    assert all(large not in value for _, value in kept.blobs.values())
-    assert all(len(value) < 2000 for _, value in kept.blobs.values())
+# How many at a time
 
 
-UPDATES = ["intake", "triage", "specialist", "specialist", "specialist", "attending"]
+@pytest.mark.parametrize(("config", "most"), [({"max_concurrency": 2}, 2), ({"max_concurrency": 1}, 1)])
+@pytest.mark.parametrize("slot", ["specialists", "attending"])
+def test_the_config_bounds_the_calls_at_a_time(slot: str, config: Any, most: int, consult: Consult) -> None:
+    lock, running, seen = threading.Lock(), [0], [0]
+
+    def busy(state: dict[str, Any]) -> dict[str, Any]:
+        with lock:
+            running[0] += 1
+            seen[0] = max(seen[0], running[0])
+        time.sleep(0.02)
+        with lock:
+            running[0] -= 1
+        return {"answer": "CT"}
+
+    consult(graph(**{slot: busy}, doctors=6, votes=6), QUESTION, config)
+    assert seen[0] == most
 
 
-def test_updates_come_in_the_order_of_the_nodes() -> None:
-    given = graph()
-    assert [node for step in given.stream(QUESTION, stream_mode="updates") for node in step] == UPDATES
+def test_the_rate_limiter_of_a_model_is_asked(consult: Consult) -> None:
+    class Gate(BaseRateLimiter):
+        passed = 0
+
+        def acquire(self, *, blocking: bool = True) -> bool:
+            Gate.passed += 1
+            return True
+
+        async def aacquire(self, *, blocking: bool = True) -> bool:
+            return self.acquire()
+
+    limited = answers("CT")
+    limited.rate_limiter = Gate()
+    consult(graph(specialists=limited, attending=limited, votes=2), QUESTION)
+    assert Gate.passed == 5
 
 
-async def test_updates_come_in_the_order_of_the_nodes_async() -> None:
-    given = graph()
-    steps = [step async for step in given.astream(QUESTION, stream_mode="updates")]
-    assert [node for step in steps for node in step] == UPDATES
+# Drawings and names
+
+SIMPLE = ["__start__", "triage", "specialist", "attending", "__end__"]
+EDGES = ["__start__ --> triage", "triage -.-> specialist", "triage -.-> attending", "specialist --> attending"]
 
 
-def test_the_graph_can_be_drawn() -> None:
-    drawn = graph().get_graph().draw_mermaid()
-    edges = ["__start__ --> intake", "intake --> triage", "triage -.-> specialist", "triage -.-> attending"]
-    edges += ["specialist --> attending", "attending --> __end__"]
-    assert [edge for edge in edges if edge not in drawn] == []
+def handler(state: Any, error: NodeError) -> dict[str, Any]:
+    return {}
 
 
-def test_the_graph_has_a_name_and_schemas() -> None:
-    given = graph(name="ward")
-    assert given.get_name() == "ward"
-    assert set(given.get_input_jsonschema()["properties"]) == {"question", "options", "images", "context"}
-    assert set(given.get_output_jsonschema()["properties"]) == {"referral", "opinions", "decision", "usage"}
+@pytest.mark.parametrize("more", [{}, {"error_handler": {"triage": handler, "attending": handler}}], ids=["", "own"])
+def test_the_simple_graph_has_three_nodes(more: dict[str, Any]) -> None:
+    drawn = graph(**more).get_graph()
+    assert list(drawn.nodes) == SIMPLE
+    mermaid = drawn.draw_mermaid()
+    assert [edge for edge in [*EDGES, "attending --> __end__"] if edge not in mermaid] == []
+    assert "error" not in mermaid
+
+
+@pytest.mark.parametrize("more", [{"votes": 3}, {"max_referrals": 1}, {"review": True}], ids=str)
+def test_a_graph_that_deliberates_is_drawn_without_its_handlers(more: dict[str, Any]) -> None:
+    drawn = graph(**more).get_graph()
+    assert set(drawn.nodes) == {*SIMPLE, "vote", "decide", "review"}
+    assert {end for edge in drawn.edges for end in (edge.source, edge.target)} == set(drawn.nodes)
+    mermaid = drawn.draw_mermaid()
+    ahead = [f"decide -.-> {node}" for node in ("__end__", "attending", "review", "specialist", "vote")]
+    ahead += ["review -.-> __end__", "review -.-> specialist", "vote --> decide", "attending --> decide"]
+    assert [edge for edge in [*EDGES[:2], "triage -.-> decide", *ahead] if edge not in mermaid] == []
+    assert "error" not in mermaid
+
+
+def test_the_graph_has_a_name() -> None:
+    assert graph().get_name() == "consultation"
+    assert graph(name="ward").get_name() == graph(name="ward").name == "ward"

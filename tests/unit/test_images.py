@@ -4,16 +4,19 @@ import base64
 import gc
 import hashlib
 import io
+import logging
+import struct
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import data_url, encoded, image
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from mmedagent_graph import images
 from mmedagent_graph.images import ImageStore, default_store
@@ -39,10 +42,15 @@ def written(folder: Path, data: bytes) -> Path:
 KINDS: dict[str, Callable[[Path], Any]] = {
     "path as str": lambda folder: str(written(folder, PNG)),
     "Path": lambda folder: written(folder, PNG),
+    "file URL": lambda folder: written(folder, PNG).as_uri(),
+    "mapping": lambda folder: {"image": PNG},
+    "mapping with a frame": lambda folder: {"image": data_url(PNG), "frame": 0},
+    "mapping with no frame": lambda folder: {"image": written(folder, PNG), "frame": None},
     "bytes": lambda _: PNG,
     "bytearray": lambda _: bytearray(PNG),
     "memoryview": lambda _: memoryview(PNG),
     "data URL": lambda _: data_url(PNG),
+    "data URL in capitals": lambda _: data_url(PNG).replace("data:image/png;base64", "DATA:IMAGE/PNG;BASE64"),
 }
 
 
@@ -110,10 +118,9 @@ def test_a_reference_is_the_hash_of_its_bytes(color: bytes) -> None:
     assert store.open(ref).getpixel((0, 0)) == tuple(color)
 
 
-def unknown_dds() -> bytes:
-    data = bytearray(encoded(image(), "DDS"))
-    data[80:84] = bytes(4)  # the flags of its pixel format
-    return bytes(data)
+class BytesPath:
+    def __fspath__(self) -> bytes:
+        return b"scan.png"
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -124,10 +131,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "text file": (lambda folder: written(folder, b"hello"), "not a readable image"),
     "no bytes": (lambda _: b"", "not a readable image"),
     "cut off": (lambda _: encoded(Image.effect_noise((64, 64), 9))[:900], "not a readable image"),
-    "unknown to its decoder": (lambda _: unknown_dds(), "not a readable image"),
+    "drawn by another program": (lambda _: encoded(image(), "EPS"), "not a readable image"),
+    "a format of no clinic": (lambda _: encoded(image(), "DDS"), "not a readable image"),
     "http": (lambda _: "http://example.org/scan.png", "'http://example.org/scan.png' is a remote address"),
     "https, upper case": (lambda _: "HTTPS://example.org/scan.png", "remote address, which is never fetched"),
-    "file URL": (lambda _: "file:///etc/hostname", "remote address"),
+    "another scheme": (lambda _: "s3://bucket/scan.png", "remote address, which is never fetched"),
+    "a pair": (lambda _: (PNG, 0), "cannot use a tuple"),
+    "a path in bytes of its own": (lambda _: BytesPath(), "cannot use a BytesPath"),
     "data URL without base64": (lambda _: "data:image/png,abc", "not a base64 data URL"),
     "data URL without data": (lambda _: "data:image/png;base64", "not a base64 data URL"),
     "broken base64": (lambda _: "data:image/png;base64,@@@", "base64 is broken"),
@@ -156,7 +166,6 @@ def test_too_many_bytes(store: ImageStore, tmp_path: Path, monkeypatch: pytest.M
     assert kept(store) == []
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_too_many_pixels(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 47)
     with pytest.raises(ValueError, match="8 x 6 pixels; at most 47"):
@@ -227,3 +236,430 @@ def test_what_is_kept_has_eight_bits(store):
     with Image.open(io.BytesIO(store.get(store.put(deep)))) as kept:
         assert kept.mode == "RGB"
         assert kept.getpixel((0, 0)) == (128, 128, 128)
+
+
+# --- frames -------------------------------------------------------------------------------------------------------
+
+SHADES = (0, 90, 250)
+
+
+def frames(form: str, shades: Sequence[int] = SHADES, size: tuple[int, int] = (8, 6)) -> bytes:
+    pictures = [Image.new("RGB", size, (shade, shade, shade)) for shade in shades]
+    buffer = io.BytesIO()
+    more = {"lossless": True} if form == "WEBP" else {}
+    pictures[0].save(buffer, form, save_all=True, append_images=pictures[1:], **more)
+    return buffer.getvalue()
+
+
+MOVING = ["GIF", "PNG", "WEBP", "TIFF", "AVIF"]
+
+
+@pytest.mark.parametrize("form", MOVING)
+def test_a_frame_by_its_number(form: str, store: ImageStore) -> None:
+    for number, shade in enumerate(SHADES):
+        ref = store.put({"image": frames(form), "frame": number})
+        assert abs(store.open(ref).getpixel((3, 3))[0] - shade) <= 2  # type: ignore[index]
+        assert store.block(ref)["mime_type"] == "image/png"
+        with Image.open(io.BytesIO(store.get(ref))) as kept:
+            assert getattr(kept, "n_frames", 1) == 1
+
+
+@pytest.mark.parametrize("form", MOVING)
+def test_several_frames_are_never_a_silent_first(form: str, store: ImageStore) -> None:
+    with pytest.raises(
+        ValueError, match=r"the file has 3 frames; say which: \{'image': ..., 'frame': 0\}.* from 0 to 2"
+    ):
+        store.put(frames(form))
+    with Image.open(io.BytesIO(frames(form))) as opened, pytest.raises(ValueError, match="the file has 3 frames"):
+        store.put(opened)
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (3, "no such frame; give a whole number from 0 to 2"),
+        (-1, "no such frame; give a whole number from 0 to 2"),
+        pytest.param(10**5000, "no such frame; give a whole number from 0 to 2", id="huge"),
+        (True, "cannot use a bool; give a whole number from 0 to 2"),
+        ("1", "cannot use a str; give a whole number from 0 to 2"),
+        (1.0, "cannot use a float; give a whole number from 0 to 2"),
+    ],
+)
+def test_a_frame_that_is_not_there(frame: Any, said: str, store: ImageStore) -> None:
+    for form in ("GIF", "TIFF"):
+        with pytest.raises(ValueError, match=f"frame: .*{said}"):
+            store.put({"image": frames(form), "frame": frame})
+
+
+@pytest.mark.parametrize("kind", ["bytes", "PIL image", "reference"])
+def test_of_one_frame_there_is_no_second(kind: str, store: ImageStore) -> None:
+    given_ = {"bytes": PNG, "PIL image": image(), "reference": store.put(PNG)}[kind]
+    assert store.put({"image": given_, "frame": 0}) == store.put(given_)
+    for frame, said in ((1, "there is one frame: give 0"), (False, "cannot use a bool"), ("0", "cannot use a str")):
+        with pytest.raises(ValueError, match=said):
+            store.put({"image": given_, "frame": frame})
+
+
+@pytest.mark.parametrize(
+    ("given_", "said"),
+    [
+        ({"image": PNG, "page": 1, "Frame": 2}, r"unknown keys \['page', 'Frame'\]; give \{'image': ..., 'frame': 0\}"),
+        ({"frame": 0}, "there is no image; give"),
+        ({}, "there is no image; give"),
+        ({"image": {"image": PNG}}, "cannot use a dict"),
+        ({"image": None}, "cannot use a NoneType"),
+    ],
+)
+def test_a_mapping_that_is_wrong(given_: Any, said: str, store: ImageStore) -> None:
+    with pytest.raises(ValueError, match=said):
+        store.put(given_)
+
+
+def test_somebodys_pil_image_stays_where_it_was(store: ImageStore, tmp_path: Path) -> None:
+    path = written(tmp_path, frames("GIF"))
+    with Image.open(path) as opened:
+        opened.seek(1)
+        ref = store.put({"image": opened, "frame": 2})
+        assert opened.tell() == 1
+        assert store.put({"image": opened, "frame": 2}) == ref
+        assert opened.convert("RGB").getpixel((0, 0)) == (90, 90, 90)
+        copy = opened.copy()
+    assert store.open(ref).getpixel((0, 0)) == (250, 250, 250)
+    assert store.open(store.put(copy)).getpixel((0, 0)) == (90, 90, 90)  # a copy is one picture
+
+
+def test_a_pil_image_of_a_tiff_that_was_read_already(store: ImageStore, tmp_path: Path) -> None:
+    with Image.open(written(tmp_path, encoded(image("orange"), "TIFF"))) as opened:
+        opened.load()
+        assert store.open(store.put(opened)).getpixel((0, 0)) == (255, 165, 0)
+
+
+def test_an_animation_is_not_decoded_without_end(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 2 * 48)
+    for form in ("GIF", "PNG", "WEBP"):
+        assert store.put({"image": frames(form), "frame": 1})
+        with pytest.raises(ValueError, match="more than 96 pixels together"):
+            store.put({"image": frames(form), "frame": 2})
+    assert store.put({"image": frames("TIFF"), "frame": 2})  # whose pages do not need each other
+
+
+def test_an_animation_that_grows(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GIF's frames may be larger than it says that it is."""
+    monkeypatch.setattr(images, "MAX_PIXELS", 5_000)
+    data = frames("GIF", (0, 50, 100, 150), (40, 40))
+    data = data[:6] + struct.pack("<HH", 1, 1) + data[10:]
+    assert store.put({"image": data, "frame": 2})
+    with pytest.raises(ValueError, match="more than 5000 pixels together"):
+        store.put({"image": data, "frame": 3})
+
+
+def test_each_page_has_its_own_size(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (2, 2)).save(buffer, "TIFF", save_all=True, append_images=[Image.new("L", (20, 20))])
+    monkeypatch.setattr(images, "MAX_PIXELS", 399)
+    assert store.put({"image": buffer.getvalue(), "frame": 0})
+    with pytest.raises(ValueError, match="20 x 20 pixels; at most 399"):
+        store.put({"image": buffer.getvalue(), "frame": 1})
+
+
+def test_pages_are_not_counted_without_end(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmedagent_graph.pictures.MAX_FRAMES", 3)
+    assert store.put({"image": frames("TIFF"), "frame": 2})
+    monkeypatch.setattr("mmedagent_graph.pictures.MAX_FRAMES", 2)
+    with pytest.raises(ValueError, match="more than 2 frames"):
+        store.put({"image": frames("TIFF"), "frame": 0})
+
+
+# --- what files say of people -------------------------------------------------------------------------------------
+
+NAME = b"Jane Doe"
+
+
+def jpeg(**more: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((40, 30), 60).convert("RGB").save(buffer, "JPEG", **more)
+    return buffer.getvalue()
+
+
+def segment(marker: int, payload: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
+
+
+def after_start(data: bytes, *segments: bytes) -> bytes:
+    return data[:2] + b"".join(segments) + data[2:]
+
+
+def exif() -> bytes:
+    tags = Image.Exif()
+    tags[0x9C9D], tags[0x010E], tags[0x0112] = NAME, NAME.decode(), 1
+    return tags.tobytes()
+
+
+EXIF = segment(0xE1, exif())
+JPEGS: dict[str, Callable[[bytes], bytes]] = {
+    "EXIF": lambda plain: after_start(plain, EXIF),
+    "XMP": lambda plain: after_start(plain, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x>" + NAME)),
+    "IPTC": lambda plain: after_start(plain, segment(0xED, b"Photoshop 3.0\x008BIM" + NAME)),
+    "comment": lambda plain: after_start(plain, segment(0xFE, NAME)),
+    "a vendor's": lambda plain: after_start(plain, segment(0xE5, NAME), segment(0xEF, NAME), segment(0xEE, NAME)),
+    "thumbnail": lambda plain: after_start(plain, segment(0xE0, b"JFXX\0\x10" + NAME)),
+    "thumbnail in its JFIF": lambda plain: after_start(
+        plain[:2] + plain[20:], segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\3\1" + NAME + b"\0")
+    ),
+    "more pictures": lambda plain: after_start(plain, segment(0xE2, b"FPXR\0" + NAME)),
+    "after its end": lambda plain: plain + NAME,
+    "another after its end": lambda plain: plain + after_start(plain, EXIF),
+    "between its scans": lambda plain: between_scans(plain, segment(0xFE, NAME)),
+    "all": lambda plain: after_start(plain, EXIF, segment(0xFE, NAME), segment(0xED, NAME)) + NAME,
+}
+
+
+def between_scans(data: bytes, comment: bytes) -> bytes:
+    at = data.rindex(b"\xff\xda")
+    return data[:at] + comment + data[at:]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_says_nothing_of_people(kind: str, progressive: bool, store: ImageStore) -> None:
+    """And is otherwise the file that it would have been without it."""
+    plain = jpeg(
+        progressive=progressive, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    )
+    data = JPEGS[kind](plain)
+    assert NAME in data
+    kept = store.get(store.put(data))
+    assert NAME not in kept
+    assert kept == (plain if kind != "thumbnail in its JFIF" else plain[:2] + plain[20:])
+    assert store.get(store.put(plain)) == plain
+
+
+@given(
+    st.lists(st.sampled_from(["exif", "xmp", "comment", "iptc", "fill"]), max_size=4),
+    st.sampled_from(["L", "RGB", "CMYK"]),
+    st.sampled_from([0, 1, 2]),
+    st.booleans(),
+    st.integers(0, 7),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_jpeg_keeps_every_pixel(said: list[str], mode: str, sampling: int, progressive: bool, restart: int) -> None:
+    buffer = io.BytesIO()
+    more: dict[str, Any] = {"progressive": progressive, "restart_marker_blocks": restart}
+    picture = Image.effect_noise((37, 21), 80).convert(mode)
+    picture.save(buffer, "JPEG", **more, **({} if mode == "L" else {"subsampling": sampling}))
+    parts = {
+        "exif": EXIF,
+        "xmp": segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + NAME),
+        "comment": segment(0xFE, NAME),
+        "iptc": segment(0xED, NAME),
+        "fill": b"\xff",
+    }
+    store = default_store()
+    ref = store.put(after_start(buffer.getvalue(), *(parts[name] for name in said)))
+    assert store.open(ref).tobytes() == decoded(buffer.getvalue())
+    assert NAME not in store.get(ref)
+
+
+def test_a_phones_photograph_of_two_pictures_is_its_first(store: ImageStore) -> None:
+    buffer = io.BytesIO()
+    image("orange").save(buffer, "MPO", save_all=True, append_images=[image("blue")])
+    with Image.open(buffer) as opened:
+        assert (opened.format, opened.n_frames) == ("MPO", 2)  # type: ignore[attr-defined]
+    ref = store.put(buffer.getvalue())
+    assert store.block(ref)["mime_type"] == "image/jpeg"
+    assert store.open(ref).getpixel((0, 0))[2] < 60  # type: ignore[index]
+    assert len(store.get(ref)) < len(buffer.getvalue())
+    assert store.put({"image": buffer.getvalue(), "frame": 0}) == ref
+
+
+def chunk(kind: bytes, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", zlib.crc32(kind + payload))
+
+
+PNGS = {
+    "tEXt": chunk(b"tEXt", b"Author\0" + NAME),
+    "iTXt": chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + NAME),
+    "zTXt": chunk(b"zTXt", b"Jane Doe\0\0" + zlib.compress(NAME)),
+    "eXIf": chunk(b"eXIf", exif()[6:]),
+    "a program's own": chunk(b"prVt", NAME),
+    "tIME": chunk(b"tIME", b"Jane Doe"[:7]),
+}
+
+
+@pytest.mark.parametrize("kind", PNGS)
+def test_a_png_says_nothing_of_people(kind: str, store: ImageStore) -> None:
+    colours = chunk(b"gAMA", struct.pack(">I", 45455)) + chunk(b"pHYs", struct.pack(">IIB", 1, 2, 0))
+    plain = PNG[:33] + colours + PNG[33:]
+    for data in (plain[:33] + PNGS[kind] + plain[33:], plain[:-12] + PNGS[kind] + plain[-12:], plain + NAME):
+        assert store.get(store.put(data)) == plain
+
+
+def webp(*more: tuple[bytes, bytes], flags: int) -> bytes:
+    """A WebP in its long form, with chunks after the picture."""
+    short = encoded(image("orange"), "WEBP")
+    parts = [(b"VP8X", struct.pack("<I", flags) + b"\7\0\0\5\0\0"), (short[12:16], short[20:]), *more]
+    body = b"".join(kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for kind, data in parts)
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+@pytest.mark.parametrize(
+    ("data", "plain"),
+    [
+        (webp((b"EXIF", exif()), flags=8), webp(flags=0)),
+        (webp((b"XMP ", NAME + b"!"), flags=4), webp(flags=0)),
+        (webp((b"EXIF", exif()), (b"XMP ", NAME), flags=0x1C), webp(flags=0x10)),
+        (webp((b"prvt", NAME), flags=0), webp(flags=0)),
+        (webp(flags=0) + NAME, webp(flags=0)),
+        (encoded(image("orange"), "WEBP") + NAME, encoded(image("orange"), "WEBP")),
+    ],
+)
+def test_a_webp_says_nothing_of_people(data: bytes, plain: bytes, store: ImageStore) -> None:
+    assert store.get(store.put(data)) == plain
+    assert store.get(store.put(plain)) == plain
+
+
+def test_a_file_that_only_a_decoder_understands_is_drawn_anew(store: ImageStore) -> None:
+    """After the last pixel decoders look no further, and what is there, nobody knows."""
+    data = jpeg()[:-2] + b"\xff\xfe\xff\xff" + NAME
+    kept = store.get(store.put(data))
+    assert png_chunks(kept) == {b"IHDR", b"IDAT", b"IEND"}
+    assert store.open(store.put(data)).tobytes() == decoded(data)
+
+
+def decoded(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data)) as opened:
+        return opened.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("form", ["TIFF", "GIF", "JPEG2000", "AVIF"])
+def test_other_formats_say_nothing_of_people(form: str, store: ImageStore) -> None:
+    buffer = io.BytesIO()
+    more: dict[str, Any] = {"comment": NAME} if form in ("GIF", "JPEG2000") else {"exif": exif()}
+    if form == "TIFF":
+        more = {"tiffinfo": {270: NAME.decode(), 315: NAME.decode(), 700: NAME}}
+    image("orange").save(buffer, form, **more)
+    assert NAME in buffer.getvalue()
+    assert png_chunks(store.get(store.put(buffer.getvalue()))) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+def png_chunks(png: bytes) -> set[bytes]:
+    kinds, at = set(), 8
+    while at < len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        kinds.add(kind)
+        at += 12 + length
+    return kinds
+
+
+def test_a_pil_image_says_nothing_of_people(store: ImageStore) -> None:
+    for data in (after_start(jpeg(), EXIF), PNG[:33] + PNGS["tEXt"] + PNGS["eXIf"] + PNG[33:]):
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.info["comment"] = NAME
+            assert png_chunks(store.get(store.put(opened))) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+def test_a_profile_of_other_colours_is_not_kept(store: ImageStore) -> None:
+    """Four colours' profile on three is an error to some readers."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for mode, has in (("CMYK", False), ("RGB", True)):
+        buffer = io.BytesIO()
+        image("orange", mode).save(buffer, "TIFF", icc_profile=profile)
+        assert (b"iCCP" in png_chunks(store.get(store.put(buffer.getvalue())))) is has
+
+
+# --- hostile files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height"), [(9_990, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1), (0, 5)])
+def test_a_small_file_of_a_huge_picture(width: int, height: int, store: ImageStore) -> None:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"not a readable image|pixels; at most"):
+            store.put(data)
+
+
+def test_a_picture_of_one_endless_row(store: ImageStore) -> None:
+    """Of a few bytes and few enough pixels, and Pillow would take minutes for it."""
+    data = frames("WEBP")
+    at = data.index(b"VP8X") + 12
+    with pytest.raises(ValueError, match="8000001 x 6 pixels; at most 100000000 are taken, and 65535 a side"):
+        store.put({"image": data[:at] + (8_000_000).to_bytes(3, "little") + data[at + 3 :], "frame": 0})
+    assert store.put(encoded(Image.new("L", (65_535, 1))))
+
+
+def test_a_large_picture_is_taken_without_a_warning(store: ImageStore) -> None:
+    """Pillow warns of more than 89 megapixels; 100 are taken here."""
+    data = encoded(Image.new("1", (9_900, 10_000)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ref = store.put(data)
+        assert store.block(ref)["mime_type"] == "image/png"
+        assert store.open(ref).size == (9_900, 10_000)
+
+
+def test_a_tiff_of_huge_tiles_warns_of_nothing(store: ImageStore) -> None:
+    entries = [(256, 4, 8), (257, 4, 8), (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 1)]
+    entries += [(322, 4, 9_500), (323, 4, 9_500), (324, 4, 200), (325, 4, 64)]
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, v) for tag, kind, v in entries
+    )
+    data = (b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)).ljust(264, b"\0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="not a readable image"):
+            store.put(data)
+
+
+def test_what_a_tiff_says_is_not_logged(
+    store: ImageStore, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    buffer = io.BytesIO()
+    image().save(buffer, "TIFF", tiffinfo={270: NAME.decode()})
+    caplog.clear()
+    store.open(store.put(buffer.getvalue()))
+    assert "Jane" not in caplog.text
+    samples = buffer.getvalue().replace(struct.pack("<HHI", 277, 3, 1), struct.pack("<HHI", 277, 3, 1) + b"\x11\x01", 1)
+    with pytest.raises(ValueError, match="not a readable image"):
+        store.put(samples)
+    assert caplog.records == []
+    assert capfd.readouterr().err == ""
+
+
+SOUND = [
+    *(encoded(image(), form) for form in ("PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000")),
+    *(JPEGS[kind](jpeg()) for kind in ("EXIF", "all")),
+    *(frames(form) for form in ("PNG", "GIF", "WEBP", "TIFF")),
+    PNG[:33] + PNGS["eXIf"] + PNG[33:],
+    webp((b"EXIF", exif()), flags=8),
+]
+
+
+@given(
+    st.sampled_from(SOUND),
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=3),
+    st.integers(0, 5000),
+)
+@settings(deadline=None, max_examples=150)
+def test_a_damaged_file_is_a_picture_or_an_error(data: bytes, flips: list[tuple[int, int]], cut: int) -> None:
+    """And what is kept always opens."""
+    damaged = bytearray(data)
+    for at, value in flips:
+        damaged[at % len(damaged)] = value
+    store = default_store()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            ref = store.put({"image": bytes(damaged[: max(1, len(damaged) - cut)]), "frame": 0})
+        except ValueError:
+            return
+        assert store.open(ref).mode == "RGB"
+        assert store.block(ref)["mime_type"] in ("image/png", "image/jpeg", "image/webp")
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a readable image"):
+        default_store().put(data)

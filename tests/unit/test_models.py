@@ -11,18 +11,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from fakes import FakeModel, words
+from fakes import FakeModel, answers, words
+from langchain_core.language_models import FakeListChatModel
 from langchain_openai import ChatOpenAI
 
 from mmedagent_graph import models
-from mmedagent_graph.models import GROUP, load_model
+from mmedagent_graph.models import GROUP, load_model, sampled
 
 IMPORT_SECONDS = 1.5
 IMPORT = """
 import json, sys, time
-start = time.perf_counter()
+start = time.process_time()  # work, not waiting for a busy machine
 import mmedagent_graph
-print(json.dumps([time.perf_counter() - start, sorted({name.partition(".")[0] for name in sys.modules})]))
+print(json.dumps([time.process_time() - start, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
 
 
@@ -140,6 +141,19 @@ def test_vllm_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> 
     assert model.openai_api_key is not None
     assert model.openai_api_key.get_secret_value() == "secret"  # type: ignore[union-attr]
     assert "secret" not in repr(model)
+
+
+@pytest.mark.parametrize(("own", "asked"), [(0.0, 1.0), (0, 1.0), (0.3, 0.3), (1.0, 1.0), (None, None)])
+def test_votes_are_samples(own: float | None, asked: float | None) -> None:
+    model = answers("CT", temperature=own)
+    sampling = sampled(model)
+    assert (sampling.temperature, model.temperature) == (asked, own)  # the model that was given is left alone
+    assert sampling.invoke("?").text == model.invoke("?").text
+
+
+def test_a_model_without_a_temperature_is_taken_as_it_is() -> None:
+    plain = FakeListChatModel(responses=["CT"])
+    assert sampled(plain) is plain
 
 
 @pytest.fixture(scope="module")

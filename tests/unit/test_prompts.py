@@ -186,6 +186,23 @@ def test_opinions_stand_after_the_options_in_the_order_of_the_doctors(store: Ima
     ]
 
 
+def test_an_attending_that_may_refer_is_told_the_words(store: ImageStore) -> None:
+    offered = attending_messages(state(vote=1, may_refer=["Surgeon", "Eye doctor"]), store)  # type: ignore[arg-type]
+    plain = attending_messages(state(), store)  # type: ignore[arg-type]
+    line = "If you need another specialty before you decide, answer instead with exactly one of: "
+    assert offered[1] == plain[1]
+    assert lines(offered[:1]) == [
+        *lines(plain[:1])[:-1],
+        f"{line}refer to Surgeon; refer to Eye doctor.",
+        prompts.FORMAT,  # which stays the last word
+    ]
+
+
+def test_an_attending_that_must_answer_gets_the_plain_prompt(store: ImageStore) -> None:
+    plain = attending_messages(state(), store)  # type: ignore[arg-type]
+    assert attending_messages(state(vote=7, may_refer=[]), store) == plain  # type: ignore[arg-type]
+
+
 def test_an_attending_without_opinions_is_told_so(store: ImageStore) -> None:
     said = lines(attending_messages(state(opinions=[]), store))  # type: ignore[arg-type]
     assert said[-2:] == ["Opinions:", "no opinion"]

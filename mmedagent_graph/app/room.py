@@ -1,0 +1,403 @@
+"""The page, and what its buttons do.
+
+Invariant: a case goes from the form to the graph and from the graph's stream to the page; what happened is kept in the
+session's `Visit` and nowhere else, so that two sessions never meet.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
+from pydantic import ValidationError
+
+from mmedagent_graph.app.chart import STREAM, Chart
+from mmedagent_graph.app.picture import Picture
+from mmedagent_graph.app.render import chart_html, notice_html, previews_html
+from mmedagent_graph.case import Case
+from mmedagent_graph.consultation import Consultation
+from mmedagent_graph.context import Context
+from mmedagent_graph.images import ImageStore
+from mmedagent_graph.many import in_one_line
+
+Example = Callable[[ImageStore], Mapping[str, Any]]
+"""Makes a case to try: `question`, `options`, and `images` that it has put into the store."""
+Updates = dict[Any, Any]
+"""What becomes of the components."""
+AS_BUILT = "as built"
+SHOWN = 500
+"""So many characters of a failure are shown."""
+DISCLAIMER = (
+    '<p id="disclaimer"><strong>Research software, no medical device.</strong> '
+    "Do not use it to diagnose or treat anybody.</p>"
+)
+html = functools.partial(gr.HTML, apply_default_css=False, js_on_load=None)
+"""Markup of our own making; Gradio's typography is for articles."""
+REMOVING = """
+element.addEventListener('click', (event) => {
+    const button = event.target.closest('[data-ref]');
+    if (button) trigger('click', {ref: button.dataset.ref});
+});
+"""
+UNFOLDED = """
+const unfolded = new WeakSet();  // Gradio redraws an attribute at a time, and would fold what a reader has unfolded
+element.addEventListener('click', (event) => {
+    const details = event.target.closest('summary')?.parentElement;
+    if (details) details.open ? unfolded.delete(details) : unfolded.add(details);
+});
+new MutationObserver((changes) => {
+    for (const {target} of changes) if (unfolded.has(target) && !target.open) target.open = true;
+}).observe(element, {attributes: true, attributeFilter: ['open'], subtree: true});
+"""
+TO_THE_CHART = """() => {
+    const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+    if (matchMedia('(max-width: 860px)').matches)
+        document.querySelector('#middle').scrollIntoView({behavior: calm ? 'auto' : 'smooth'});
+}"""
+
+
+@dataclasses.dataclass
+class Visit:
+    """What one browser session is at."""
+
+    images: list[str] = dataclasses.field(default_factory=list)
+    """References into the graph's image store."""
+    stack: tuple[str, bytes] | None = None
+    """A file of several frames, by name, of which none has been chosen yet."""
+    thread: str | None = None
+    """Of the consultation in the graph's checkpointer; every consultation has its own."""
+    context: dict[str, Any] | None = None
+    chart: Chart = dataclasses.field(default_factory=Chart)
+
+
+def build_app(graph: Consultation, example: Example | None = None) -> gr.Blocks:
+    """The consulting room for a graph; open it with `mmedagent_graph.app.server.serve`.
+
+    Args:
+        graph: what `build_graph` returns, with nodes and models of your own. It needs a `checkpointer`. A decision is
+            reviewed before it is released if the graph was built with `review=True`, or with
+            `context_schema=Context` (or a subclass): the page then asks for the review itself, and offers votes.
+            Without either, decisions are shown as they are made.
+        example: makes cases for the button "Example case". Default: there is no such button.
+
+    Raises:
+        ValueError: if the graph has no checkpointer.
+    """
+    if not isinstance(graph.checkpointer, BaseCheckpointSaver):
+        raise ValueError("graph: the room needs a checkpointer; build_graph(..., checkpointer=InMemorySaver())")
+    page: gr.Blocks = Room(graph, example).page
+    return page
+
+
+class Room:
+    """The components of the page, and what they do."""
+
+    def __init__(self, graph: Consultation, example: Example | None) -> None:
+        self.graph, self.example = graph, example
+        self.store = graph.builder.images
+        schema = graph.builder.context_schema
+        self.changeable = isinstance(schema, type) and issubclass(schema, Context)
+        self.picture = Picture(graph.get_graph())
+        with gr.Blocks(title="Consulting room", analytics_enabled=False, delete_cache=(600, 600)) as self.page:
+            self.visit = gr.State(Visit(), delete_callback=self._forget)
+            html("<h1>Consulting room</h1>", elem_id="head")
+            with gr.Row(elem_id="room"):
+                with gr.Column(elem_id="left"):
+                    self._lay_out_form()
+                with gr.Column(elem_id="middle"):
+                    self.chart = html(chart_html(Chart()), elem_id="chart", js_on_load=UNFOLDED)
+                    self._lay_out_review()
+                with gr.Column(elem_id="right"):
+                    self.drawing = html(self.picture.svg({}, ()), elem_id="drawing")
+            html(DISCLAIMER, elem_id="foot")
+            self._connect()
+
+    def _lay_out_form(self) -> None:
+        self.previews = html("", elem_id="previews", js_on_load=REMOVING)
+        self.drop = gr.File(label="Images", file_count="multiple", height=96, elem_id="drop", show_label=False)
+        with gr.Row(visible=False, elem_id="frames") as self.frames:
+            self.frame = gr.Number(label="Frame, from 0", value=0, minimum=0, precision=0, scale=1, min_width=80)
+            self.add_frame = gr.Button("Add this frame", size="md", scale=1, min_width=100)
+        self.drop_notice = html("")
+        self.question = gr.Textbox(label="Question", lines=2, max_lines=6, elem_id="question")
+        self.options = gr.Textbox(
+            label="Options", info="One a line. None: the answer is free text.", lines=4, max_lines=12, elem_id="options"
+        )
+        with gr.Accordion("Context and votes" if self.changeable else "Context", open=False, elem_id="more"):
+            self.context = gr.Textbox(
+                label="Context", info="What is known beside the images: history, findings.", lines=3, elem_id="context"
+            )
+            self.votes = gr.Radio(
+                [(name, name) for name in (AS_BUILT, "1", "3", "5", "adaptive")],
+                value=AS_BUILT,
+                label="Votes of the attending",
+                info="How often it is asked; the majority wins.",
+                elem_id="votes",
+                visible=self.changeable,
+            )
+        self.notice = html("", elem_id="notice")
+        self.consult = gr.Button("Consult", variant="primary", elem_id="consult")
+        with gr.Row(elem_id="beside"):
+            self.try_example = gr.Button("Example case", size="md", elem_id="example", visible=bool(self.example))
+            self.clear = gr.Button("Clear", size="md", elem_id="clear")
+
+    def _lay_out_review(self) -> None:
+        self.retry = gr.Button("Try again", visible=False, elem_id="retry")
+        with gr.Column(visible=False, elem_id="review") as self.review:
+            html("<h2>Your review</h2>")
+            self.review_notice = html("")
+            self.approve = gr.Button("Approve", variant="primary", size="md", elem_id="approve")
+            with gr.Row(elem_classes="verdict"):
+                self.another = gr.Dropdown(label="Or another answer", elem_id="another", min_width=0)
+                self.free = gr.Textbox(label="Or another answer", elem_id="free", min_width=0, visible=False)
+                self.why = gr.Textbox(label="Because", placeholder="optional", elem_id="why", min_width=0)
+                self.change = gr.Button("Change", size="md", elem_id="change", min_width=90, scale=0)
+            with gr.Row(elem_classes="verdict"):
+                self.specialty = gr.Dropdown(label="Or hear another specialist", elem_id="specialty", min_width=0)
+                self.hear = gr.Button("Hear", size="md", elem_id="hear", min_width=90, scale=0)
+
+    def _connect(self) -> None:
+        visit, asked = self.visit, [self.question, self.options, self.context, self.votes]
+        at_once: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+        shown = [self.visit, self.chart, self.drawing, self.review, self.review_notice, self.retry, self.consult]
+        shown += [self.notice, self.approve, self.another, self.free, self.why, self.specialty]
+        pictures = [self.visit, self.drop, self.previews, self.drop_notice, self.frames]
+
+        self.drop.upload(self.put, [visit, self.drop], pictures, **at_once)
+        self.add_frame.click(self.put_frame, [visit, self.frame], pictures, **at_once)
+        self.previews.click(self.remove, [visit], pictures, **at_once)
+        runs: list[Any] = [
+            self.consult.click(self.ask, [visit, *asked], shown, **at_once),
+            self.retry.click(self.go_on, [visit], shown, **at_once),
+            self.approve.click(self.approved, [visit], shown, **at_once),
+            self.change.click(self.changed, [visit, self.another, self.free, self.why], shown, **at_once),
+            self.hear.click(self.heard, [visit, self.specialty], shown, **at_once),
+        ]
+        for button in (self.consult, self.retry, self.hear):
+            button.click(None, js=TO_THE_CHART, api_visibility="private")
+        everything = [*shown, *pictures[1:], *asked]
+        self.clear.click(self.cleared, [visit], everything, cancels=runs, **at_once)
+        if self.example:
+            self.try_example.click(self.tried, [visit], everything, cancels=runs, **at_once)
+
+    # The images
+
+    async def put(self, visit: Visit, files: Sequence[str] | None) -> Updates:
+        """Files were dropped: they go into the graph's store, and from the disk."""
+        wrong = []
+        visit.stack = None
+        for file in map(Path, files or ()):
+            data = await asyncio.to_thread(_taken, file)
+            if data is None:
+                wrong.append(f"{file.name}: it was not read; drop it again")
+                continue
+            try:
+                self._keep(visit, await asyncio.to_thread(self.store.put, data))
+            except ValueError as error:
+                wrong.append(f"{file.name}: {_first(error)}")
+                with contextlib.suppress(ValueError):  # it has frames, and only lacks which
+                    await asyncio.to_thread(self.store.put, {"image": data, "frame": 0})
+                    visit.stack = file.name, data
+        return await self._pictures(visit, ". ".join(wrong))
+
+    async def put_frame(self, visit: Visit, frame: int | None) -> Updates:
+        """A frame of the stack was chosen."""
+        if visit.stack is None:
+            return await self._pictures(visit)
+        name, data = visit.stack
+        try:
+            self._keep(visit, await asyncio.to_thread(self.store.put, {"image": data, "frame": frame or 0}))
+        except ValueError as error:
+            return await self._pictures(visit, f"{name}: {error}")
+        return await self._pictures(visit)
+
+    async def remove(self, visit: Visit, event: gr.EventData) -> Updates:
+        """An image was removed from the case."""
+        visit.images = [ref for ref in visit.images if ref != event._data.get("ref")]
+        return await self._pictures(visit)
+
+    def _keep(self, visit: Visit, ref: str) -> None:
+        if ref not in visit.images:
+            visit.images.append(ref)
+
+    async def _pictures(self, visit: Visit, wrong: str = "") -> Updates:
+        return {
+            self.visit: visit,
+            self.drop: None,
+            self.previews: await asyncio.to_thread(previews_html, visit.images, self.store),
+            self.drop_notice: notice_html(wrong),
+            self.frames: gr.update(visible=visit.stack is not None),
+        }
+
+    # The consultation
+
+    async def ask(self, visit: Visit, question: str, options: str, context: str, votes: str) -> AsyncIterator[Updates]:
+        """The case is put to the graph."""
+        given = {
+            "question": question or "",
+            "options": [line.strip() for line in (options or "").splitlines() if line.strip()],
+            "images": visit.images,
+            "context": (context or "").strip() or None,
+        }
+        try:
+            case = Case.of(given)
+        except ValueError as error:
+            yield {self.notice: notice_html(_told(error))}
+            return
+        self._forget(visit)
+        visit.thread, visit.chart = uuid.uuid4().hex, Chart(options=case.options)
+        visit.context = self._context(votes)
+        async for updates in self._follow(visit, case):
+            yield updates
+
+    async def go_on(self, visit: Visit) -> AsyncIterator[Updates]:
+        """The consultation goes on from where it failed."""
+        async for updates in self._follow(visit, None):
+            yield updates
+
+    async def approved(self, visit: Visit) -> AsyncIterator[Updates]:
+        """The decision is released as it is."""
+        async for updates in self._follow(visit, Command(resume={"action": "approve"})):
+            yield updates
+
+    async def changed(self, visit: Visit, option: str | None, free: str, why: str) -> AsyncIterator[Updates]:
+        """Another answer is released."""
+        answer = option if visit.chart.options else (free or "").strip()
+        if not answer:
+            yield {self.review_notice: notice_html("Say what the answer shall be.")}
+            return
+        verdict = {"action": "change", "answer": answer, "reasoning": (why or "").strip()}
+        async for updates in self._follow(visit, Command(resume=verdict)):
+            yield updates
+
+    async def heard(self, visit: Visit, specialty: str | None) -> AsyncIterator[Updates]:
+        """One more specialist is heard, and the attending decides again."""
+        if not specialty:
+            yield {self.review_notice: notice_html("Say which specialist shall be heard.")}
+            return
+        async for updates in self._follow(visit, Command(resume={"action": "hear", "specialty": specialty})):
+            yield updates
+
+    def cleared(self, visit: Visit) -> Updates:
+        """Everything is as it was at first."""
+        self._forget(visit)
+        visit = Visit()
+        return {
+            **self._state(visit, running=False),
+            self.drop: None,
+            self.previews: "",
+            self.drop_notice: "",
+            self.frames: gr.update(visible=False),
+            self.question: "",
+            self.options: "",
+            self.context: "",
+            self.votes: AS_BUILT,
+        }
+
+    async def tried(self, visit: Visit) -> Updates:
+        """An example is put into the form."""
+        assert self.example is not None
+        case = await asyncio.to_thread(self.example, self.store)
+        updates, visit = self.cleared(visit), Visit(images=list(case["images"]))
+        return {
+            **updates,
+            **await self._pictures(visit),
+            self.question: case["question"],
+            self.options: "\n".join(case["options"]),
+        }
+
+    async def _follow(self, visit: Visit, given: Any) -> AsyncIterator[Updates]:
+        """Run the graph until it ends, fails or asks, and show what happens."""
+        chart = visit.chart
+        chart.begin()
+        yield self._state(visit, running=True)
+        config: RunnableConfig = {"configurable": {"thread_id": visit.thread}}
+        try:
+            parts = self.graph.astream(given, config, stream_mode=STREAM, context=visit.context)
+            async with contextlib.aclosing(parts):  # type: ignore[type-var]
+                async for mode, part in parts:
+                    chart.add(mode, part)
+                    yield {self.chart: chart_html(chart), self.drawing: self._drawing(chart)}
+            asked = [waiting.value for waiting in (await self.graph.aget_state(config)).interrupts]
+            if asked and not _is_review(asked[0]):
+                raise RuntimeError("a node asks for something that this page cannot ask for")
+            chart.end(asked[0] if asked else None)
+        except Exception as error:  # a model may raise anything
+            chart.fail(f"The consultation failed. {_told(error)}")
+        yield self._state(visit, running=False)
+
+    def _context(self, votes: str) -> dict[str, Any] | None:
+        """What this run changes of the graph, where it can be changed."""
+        if not self.changeable:
+            return None
+        number = int(votes) if votes in ("1", "3", "5") else votes
+        return {"review": True} | ({} if votes == AS_BUILT else {"votes": number})
+
+    def _state(self, visit: Visit, running: bool) -> Updates:
+        """The whole page but for the form."""
+        chart, request = visit.chart, visit.chart.request
+        choices = [option for option in chart.options if not (chart.decision and option == chart.decision["answer"])]
+        answered = bool(chart.decision and chart.decision["answer"] is not None)
+        return {
+            self.visit: visit,
+            self.notice: "",
+            self.chart: chart_html(chart),
+            self.drawing: self._drawing(chart),
+            self.consult: gr.update(interactive=not running, value="Consulting …" if running else "Consult"),
+            self.retry: gr.update(visible=chart.failure is not None and not running),
+            self.review: gr.update(visible=request is not None and not running),
+            self.review_notice: notice_html((request["error"] if request else "") or ""),
+            self.approve: gr.update(value="Approve" if answered else "Release without an answer"),
+            self.another: gr.update(choices=choices, value=None, visible=bool(chart.options)),
+            self.free: gr.update(value="", visible=not chart.options),
+            self.why: "",
+            self.specialty: gr.update(choices=request["specialties"] if request else [], value=None),
+        }
+
+    def _drawing(self, chart: Chart) -> str:
+        return self.picture.svg(chart.at_work, chart.done)
+
+    def _forget(self, visit: Visit) -> None:
+        """Forget a consultation that only this process knows of. A checkpointer that lasts is its owner's record."""
+        if visit.thread and isinstance(self.graph.checkpointer, InMemorySaver):
+            self.graph.checkpointer.delete_thread(visit.thread)
+
+
+def _taken(file: Path) -> bytes | None:
+    """An upload's bytes; the file, and the folder that Gradio made for it, are gone."""
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return None
+    file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        file.parent.rmdir()
+    return data
+
+
+def _is_review(asked: Any) -> bool:
+    return isinstance(asked, Mapping) and {"decision", "actions", "specialties"} <= set(asked)
+
+
+def _first(error: ValueError) -> str:
+    """What is wrong with an image; what else a programmer could give is left out."""
+    return str(error).partition("; ")[0]
+
+
+def _told(error: Exception) -> str:
+    """What to tell of an error."""
+    if isinstance(error, ValidationError):
+        said = in_one_line(error)
+    else:
+        said = " ".join(str(error).split())
+        said = said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
+    return said[:SHOWN]

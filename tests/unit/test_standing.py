@@ -1,0 +1,230 @@
+"""Tests of how a node stands in the graph: who answers, what it can reach, what is said of it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from fakes import QUESTION, THREAD, Consult, answers, consulting, graph, opinion, said
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_config, get_store
+from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import get_runtime
+from langgraph.store.memory import InMemoryStore
+from typing_extensions import TypedDict
+
+from mmedagent_graph.context import Context
+from mmedagent_graph.images import default_store
+from mmedagent_graph.nodes import Attending, Specialist, Voter
+from mmedagent_graph.nodes.base import ByModel, ByOwn
+from mmedagent_graph.nodes.standing import ByContext, ByDoctor, Standing, answering
+
+SPECIALIST = Specialist(default_store())
+
+
+@pytest.fixture(params=["invoke", "ainvoke"])
+def consult(request: pytest.FixtureRequest) -> Consult:
+    return consulting(request.param)
+
+
+class Named:
+    """Somebody who answers with a name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def call(self, state: Any, config: Any) -> dict[str, Any]:
+        return {"said": f"{self.name} to {state}"}
+
+    async def acall(self, state: Any, config: Any) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return self.call(state, config)
+
+
+async def both(who: Any, state: Any) -> dict[str, Any]:
+    """What it answers, the same for sync and async callers."""
+    call, acall = (who.invoke, who.ainvoke) if isinstance(who, Standing) else (who.call, who.acall)
+    sync, asynchronous = call(state, None), await acall(state, None)
+    assert sync == asynchronous
+    return sync
+
+
+# Entering and leaving
+
+
+async def test_a_node_is_given_what_enter_makes_of_the_state() -> None:
+    assert await both(Standing(Named("Anna"), "n"), "the state") == {"said": "Anna to the state"}
+    entered = Standing(Named("Anna"), "n", enter=lambda state: state["case"])
+    assert await both(entered, {"case": "a case", "more": 1}) == {"said": "Anna to a case"}
+
+
+async def test_leave_adds_to_the_update() -> None:
+    left = Standing(Named("Anna"), "n", leave=lambda update: {"messages": [update["said"].upper()]})
+    assert await both(left, "me") == {"said": "Anna to me", "messages": ["ANNA TO ME"]}
+    assert left.name == "n"
+
+
+# Who answers
+
+
+@pytest.mark.parametrize(
+    ("specialty", "doctor", "name"),
+    [
+        ("Surgeon", 1, "s1"),
+        ("Surgeon", 2, "s2"),
+        ("Surgeon", 3, "s3"),
+        ("Surgeon", 4, "s1"),  # further ones begin again
+        ("Surgeon", 8, "s2"),
+        ("Radiologist", 1, "r1"),
+        ("Radiologist", 5, "r1"),
+    ],
+)
+async def test_a_case_goes_to_the_doctor_that_is_named(specialty: str, doctor: int, name: str) -> None:
+    by_doctor = ByDoctor({"Surgeon": [Named("s1"), Named("s2"), Named("s3")], "Radiologist": [Named("r1")]})
+    state = {"specialty": specialty, "doctor": doctor}
+    assert await both(by_doctor, state) == {"said": f"{name} to {state}"}
+
+
+@pytest.mark.parametrize(
+    ("context", "who"),
+    [
+        (None, "built"),
+        ({"attending": "Bert"}, "built"),  # which is no Context
+        (Context(), "built"),
+        (Context(attending=""), "built"),
+        (Context(triage="Bert"), "built"),
+        (Context(attending="Bert"), "Bert"),
+    ],
+    ids=str,
+)
+async def test_a_context_names_who_answers(context: Any, who: str) -> None:
+    made: list[str] = []
+
+    def make(name: str) -> Named:
+        made.append(name)
+        return Named(name)
+
+    by_context = ByContext(Named("built"), lambda context, _: context.attending, make)
+
+    async def node(_: Any) -> dict[str, Any]:
+        return {"out": (await both(by_context, "me"))["said"]}
+
+    class State(TypedDict, total=False):
+        out: str
+
+    builder = StateGraph(State)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node")
+    result = await builder.compile().ainvoke({}, context=context)
+    assert result["out"] == f"{who} to me"
+    assert made == (["Bert"] if who == "Bert" else [])  # once for both calls
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (answers("CT"), ByModel),
+        (answers("CT").bind(stop=["x"]), ByModel),
+        (lambda _: "CT", ByOwn),
+        (RunnableLambda(lambda _: "CT"), ByOwn),
+        (graph(), ByOwn),
+        (graph().with_config(tags=["x"]), ByOwn),
+    ],
+)
+async def test_what_answers_for_a_node(given: Any, kind: type) -> None:
+    assert type(answering(SPECIALIST, given, "specialists")) is kind
+
+
+@pytest.mark.parametrize(
+    ("given", "said_"),
+    [
+        (3, "specialists: cannot use a int; give a model string, a chat model, or a callable, Runnable or graph"),
+        (None, "specialists: cannot use a NoneType"),
+        ("gpt-4o", "specialists: model: 'gpt-4o' is not of the form 'provider:model'"),
+    ],
+)
+def test_what_cannot_answer_is_named(given: Any, said_: str) -> None:
+    with pytest.raises(ValueError, match=said_):
+        answering(SPECIALIST, given, "specialists")
+
+
+@pytest.mark.parametrize(("samples", "warmth"), [(True, 1.0), (False, 0.0)])
+async def test_a_model_samples_where_it_must(samples: bool, warmth: float) -> None:
+    model = answers("CT", temperature=0.0)
+    state = {**QUESTION, "images": [], "context": None, "opinions": [], "vote": 1, "may_refer": []}
+    await both(answering(Voter(default_store()), model, "attending", samples=samples), state)
+    assert model.warmth == [warmth] * 2
+    await both(answering(Attending(default_store()), model, "attending"), state)
+    assert model.warmth[2:] == [0.0] * 2
+
+
+# What a node of one's own can reach
+
+
+class Visit(TypedDict, total=False):
+    question: str
+    answer: str
+
+
+def own(kind: str, answer: Any) -> Any:
+    """A node of one's own that answers what `answer` returns, called inside it."""
+
+    def sync(state: Any) -> dict[str, Any]:
+        return {"answer": answer()}
+
+    async def asynchronous(state: Any) -> dict[str, Any]:
+        return {"answer": answer()}
+
+    if kind == "compiled graph":
+        builder = StateGraph(Visit)
+        builder.add_node("only", sync)
+        builder.add_edge(START, "only")
+        builder.add_edge("only", END)
+        return builder.compile()
+    return {"sync": sync, "async": asynchronous, "both": RunnableLambda(sync, afunc=asynchronous)}[kind]
+
+
+KINDS = pytest.mark.parametrize("kind", ["sync", "async", "both", "compiled graph"])
+
+
+@KINDS
+@pytest.mark.parametrize("more", [{}, {"votes": 2}], ids=str)
+def test_the_store_is_reached(kind: str, more: dict[str, Any], consult: Consult) -> None:
+    store = InMemoryStore()
+    store.put(("ward",), "scan", {"is": "MRI"})
+    node = own(kind, lambda: get_runtime().store.get(("ward",), "scan").value["is"])  # type: ignore[union-attr]
+    result = consult(graph(specialists=node, attending=node, store=store, **more), QUESTION)
+    assert (said(result), result["decision"]["answer"]) == (["MRI"] * 3, "MRI")
+    node = own(kind, lambda: get_store().get(("ward",), "scan").value["is"])  # type: ignore[union-attr]
+    assert said(consult(graph(specialists=node, store=store), QUESTION)) == ["MRI"] * 3
+
+
+@KINDS
+def test_the_config_is_reached(kind: str, consult: Consult) -> None:
+    node = own(kind, lambda: get_config()["configurable"]["scan"])
+    result = consult(graph(specialists=node), QUESTION, {"configurable": {"scan": "PET"}})
+    assert said(result) == ["PET"] * 3
+
+
+def test_a_node_may_take_its_config_as_an_argument(consult: Consult) -> None:
+    def sync(state: Any, config: RunnableConfig) -> Any:
+        return {"answer": config["configurable"]["scan"]}
+
+    async def asynchronous(state: Any, config: RunnableConfig) -> Any:
+        return sync(state, config)
+
+    result = consult(graph(specialists=[sync, asynchronous]), QUESTION, {"configurable": {"scan": "PET"}})
+    assert result["opinions"] == [opinion(1, "PET"), opinion(2, "PET")]
+
+
+def test_a_node_may_remember_from_case_to_case(consult: Consult) -> None:
+    def counts(_: Any) -> dict[str, Any]:
+        store = get_runtime().store
+        assert store is not None
+        seen = store.get(("ward",), "cases")
+        number = seen.value["count"] + 1 if seen else 0
+        store.put(("ward",), "cases", {"count": number})
+        return {"index": number}
+
+    given = graph(attending=counts, store=InMemoryStore(), checkpointer=InMemorySaver())
+    assert [consult(given, QUESTION, THREAD)["decision"]["answer"] for _ in range(3)] == ["CT", "MRI", "PET"]
