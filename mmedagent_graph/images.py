@@ -13,10 +13,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mmedagent_graph.dicom import dicom_picture, is_dicom
 from mmedagent_graph.pictures import (
+    FORMATS,
     WIRE_FORMATS,
     ImageError,
     checked,
@@ -129,7 +130,9 @@ class ImageStore:
         except ImageError:
             raise
         except Exception as error:  # decoders of hostile files raise whatever they run into
-            raise ImageError(f"not a readable image ({type(error).__name__}); {self._sources.valid}") from error
+            unknown = isinstance(error, UnidentifiedImageError)
+            what = f"none of {', '.join(FORMATS)}, DICOM" if unknown else type(error).__name__
+            raise ImageError(f"not a readable image ({what}); {self._sources.valid}") from error
 
 
 @functools.cache

@@ -5,10 +5,14 @@ whose object is called with the model's name; `rl` adds `clinic:` and `transform
 needs no torch. Any other provider is left to `langchain.chat_models.init_chat_model` where LangChain is installed.
 """
 
+import asyncio
+import functools
 import os
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
@@ -55,16 +59,39 @@ def sampled(model: BaseChatModel) -> BaseChatModel:
 def _openai(model: str) -> BaseChatModel:
     from langchain_openai import ChatOpenAI  # half a second of import, paid only where it is used
 
-    return ChatOpenAI(model=model)
+    return ChatOpenAI(model=model, http_async_client=_async_client())
 
 
 def _vllm(model: str) -> BaseChatModel:
-    """A model served by vLLM; `VLLM_BASE_URL` says where (by default this machine, port 8000)."""
+    """A model served by vLLM; `VLLM_BASE_URL` says where (by default this machine, port 8000). It decodes greedily."""
     from langchain_openai import ChatOpenAI
 
-    url = os.environ.get("VLLM_BASE_URL", "http://127.0.0.1:8000/v1")
-    key = os.environ.get("VLLM_API_KEY", "none")
-    return ChatOpenAI(model=model, base_url=url, api_key=SecretStr(key), use_responses_api=False)
+    return ChatOpenAI(
+        model=model,
+        base_url=os.environ.get("VLLM_BASE_URL", "http://127.0.0.1:8000/v1"),
+        api_key=SecretStr(os.environ.get("VLLM_API_KEY", "none")),
+        temperature=0.0,  # where votes are cast, `sampled` makes it 1
+        use_responses_api=False,
+        stream_usage=True,  # ChatOpenAI by itself asks only OpenAI's own server for it
+        http_async_client=_async_client(),
+    )
+
+
+@functools.cache
+def _async_client() -> Any:
+    """A client for one event loop after another. ChatOpenAI's own serves only the first (langchain issue 35783)."""
+    from openai import DefaultAsyncHttpxClient
+
+    pools: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
+
+    class Client(DefaultAsyncHttpxClient):
+        async def send(self, *args: Any, **kwargs: Any) -> Any:
+            """Over a pool of the running loop's own: a connection dies with its loop."""
+            loop = asyncio.get_running_loop()
+            pool = pools.get(loop) or pools.setdefault(loop, DefaultAsyncHttpxClient())
+            return await pool.send(*args, **kwargs)
+
+    return Client()
 
 
 BUILT_IN: dict[str, Callable[[str], BaseChatModel]] = {"openai": _openai, "vllm": _vllm}

@@ -35,16 +35,17 @@ def previews_html(refs: Sequence[str], store: ImageStore) -> str:
     return f'<div class="previews{" one" if len(refs) == 1 else ""}">{"".join(figures)}</div>' if refs else ""
 
 
-def notice_html(said: str) -> str:
+def notice_html(*said: str) -> str:
     """What is wrong with what was given; of nothing, nothing."""
-    return f'<p class="notice" role="alert">{text(said)}</p>' if said else ""
+    lines = "".join(f"<p>{text(line)}</p>" for line in said if line)
+    return f'<div class="notice" role="alert">{lines}</div>' if lines else ""
 
 
 def chart_html(chart: Chart) -> str:
     """The consultation so far."""
     parts = [_triage(chart), *(_hearing(hearing, chart) for hearing in chart.hearings), _attending(chart)]
     if chart.failure:
-        parts.append(f'<p class="notice" role="alert">{text(chart.failure)}</p>')
+        parts.append(notice_html(chart.failure))
     shown = "".join(parts)
     return f'<div class="chart" aria-live="polite">{shown or EMPTY}</div>'
 

@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from mmedagent_graph.case import Case
 from mmedagent_graph.consultation import Consultation
 from mmedagent_graph.context import Context
 from mmedagent_graph.images import ImageStore
-from mmedagent_graph.many import in_one_line
 
 Example = Callable[[ImageStore], Mapping[str, Any]]
 """Makes a case to try: `question`, `options`, and `images` that it has put into the store."""
 Updates = dict[Any, Any]
 """What becomes of the components."""
+Given = Case | Command[Any] | None | Updates
+"""What a run is begun with, or gone on with; or, where that cannot be said, what becomes of the components."""
 AS_BUILT = "as built"
 SHOWN = 500
 """So many characters of a failure are shown."""
@@ -98,6 +100,22 @@ def build_app(graph: Consultation, example: Example | None = None) -> gr.Blocks:
     return page
 
 
+def followed(button: Callable[..., Given]) -> Callable[..., AsyncIterator[Updates]]:
+    """Makes of what a button gives to the graph what becomes of the page while the graph runs with it."""
+
+    @functools.wraps(button)
+    async def follow(room: "Room", visit: Visit, *fields: Any) -> AsyncIterator[Updates]:
+        given = button(room, visit, *fields)
+        if isinstance(given, dict):  # it cannot be used, and the page says why
+            yield given
+            return
+        async with contextlib.aclosing(room.follow(visit, given)) as run:
+            async for updates in run:
+                yield updates
+
+    return follow
+
+
 class Room:
     """The components of the page, and what they do."""
 
@@ -147,8 +165,10 @@ class Room:
         self.notice = html("", elem_id="notice")
         self.consult = gr.Button("Consult", variant="primary", elem_id="consult")
         with gr.Row(elem_id="beside"):
-            self.try_example = gr.Button("Example case", size="md", elem_id="example", visible=bool(self.example))
-            self.clear = gr.Button("Clear", size="md", elem_id="clear")
+            self.try_example = gr.Button(
+                "Example case", size="md", min_width=0, elem_id="example", visible=bool(self.example)
+            )
+            self.clear = gr.Button("Clear", size="md", min_width=0, elem_id="clear")
 
     def _lay_out_review(self) -> None:
         self.retry = gr.Button("Try again", visible=False, elem_id="retry")
@@ -193,21 +213,22 @@ class Room:
 
     async def put(self, visit: Visit, files: Sequence[str] | None) -> Updates:
         """Files were dropped: they go into the graph's store, and from the disk."""
-        wrong = []
+        wrong: list[str] = []
         visit.stack = None
         for file in map(Path, files or ()):
             data = await asyncio.to_thread(_taken, file)
             if data is None:
-                wrong.append(f"{file.name}: it was not read; drop it again")
+                wrong.append(f"{file.name}: it was not read; drop it again.")
                 continue
             try:
                 self._keep(visit, await asyncio.to_thread(self.store.put, data))
             except ValueError as error:
-                wrong.append(f"{file.name}: {_first(error)}")
-                with contextlib.suppress(ValueError):  # it has frames, and only lacks which
+                what = _unread(error)
+                with contextlib.suppress(ValueError):  # if it only lacks the frame
                     await asyncio.to_thread(self.store.put, {"image": data, "frame": 0})
-                    visit.stack = file.name, data
-        return await self._pictures(visit, ". ".join(wrong))
+                    visit.stack, what = (file.name, data), f"{what}; choose one"
+                wrong.append(f"{file.name}: {what}.")
+        return await self._pictures(visit, *wrong)
 
     async def put_frame(self, visit: Visit, frame: int | None) -> Updates:
         """A frame of the stack was chosen."""
@@ -217,7 +238,7 @@ class Room:
         try:
             self._keep(visit, await asyncio.to_thread(self.store.put, {"image": data, "frame": frame or 0}))
         except ValueError as error:
-            return await self._pictures(visit, f"{name}: {error}")
+            return await self._pictures(visit, f"{name}: {error}.")
         return await self._pictures(visit)
 
     async def remove(self, visit: Visit, event: gr.EventData) -> Updates:
@@ -229,18 +250,19 @@ class Room:
         if ref not in visit.images:
             visit.images.append(ref)
 
-    async def _pictures(self, visit: Visit, wrong: str = "") -> Updates:
+    async def _pictures(self, visit: Visit, *wrong: str) -> Updates:
         return {
             self.visit: visit,
             self.drop: None,
             self.previews: await asyncio.to_thread(previews_html, visit.images, self.store),
-            self.drop_notice: notice_html(wrong),
+            self.drop_notice: notice_html(*wrong),
             self.frames: gr.update(visible=visit.stack is not None),
         }
 
     # The consultation
 
-    async def ask(self, visit: Visit, question: str, options: str, context: str, votes: str) -> AsyncIterator[Updates]:
+    @followed
+    def ask(self, visit: Visit, question: str, options: str, context: str, votes: str) -> Given:
         """The case is put to the graph."""
         given = {
             "question": question or "",
@@ -251,41 +273,36 @@ class Room:
         try:
             case = Case.of(given)
         except ValueError as error:
-            yield {self.notice: notice_html(_told(error))}
-            return
+            return {self.notice: notice_html(_told(error))}
         self._forget(visit)
         visit.thread, visit.chart = uuid.uuid4().hex, Chart(options=case.options)
         visit.context = self._context(votes)
-        async for updates in self._follow(visit, case):
-            yield updates
+        return case
 
-    async def go_on(self, visit: Visit) -> AsyncIterator[Updates]:
+    @followed
+    def go_on(self, visit: Visit) -> Given:
         """The consultation goes on from where it failed."""
-        async for updates in self._follow(visit, None):
-            yield updates
+        return None
 
-    async def approved(self, visit: Visit) -> AsyncIterator[Updates]:
+    @followed
+    def approved(self, visit: Visit) -> Given:
         """The decision is released as it is."""
-        async for updates in self._follow(visit, Command(resume={"action": "approve"})):
-            yield updates
+        return Command(resume={"action": "approve"})
 
-    async def changed(self, visit: Visit, option: str | None, free: str, why: str) -> AsyncIterator[Updates]:
+    @followed
+    def changed(self, visit: Visit, option: str | None, free: str, why: str) -> Given:
         """Another answer is released."""
         answer = option if visit.chart.options else (free or "").strip()
         if not answer:
-            yield {self.review_notice: notice_html("Say what the answer shall be.")}
-            return
-        verdict = {"action": "change", "answer": answer, "reasoning": (why or "").strip()}
-        async for updates in self._follow(visit, Command(resume=verdict)):
-            yield updates
+            return {self.review_notice: notice_html("Say what the answer shall be.")}
+        return Command(resume={"action": "change", "answer": answer, "reasoning": (why or "").strip()})
 
-    async def heard(self, visit: Visit, specialty: str | None) -> AsyncIterator[Updates]:
+    @followed
+    def heard(self, visit: Visit, specialty: str | None) -> Given:
         """One more specialist is heard, and the attending decides again."""
         if not specialty:
-            yield {self.review_notice: notice_html("Say which specialist shall be heard.")}
-            return
-        async for updates in self._follow(visit, Command(resume={"action": "hear", "specialty": specialty})):
-            yield updates
+            return {self.review_notice: notice_html("Say which specialist shall be heard.")}
+        return Command(resume={"action": "hear", "specialty": specialty})
 
     def cleared(self, visit: Visit) -> Updates:
         """Everything is as it was at first."""
@@ -315,12 +332,13 @@ class Room:
             self.options: "\n".join(case["options"]),
         }
 
-    async def _follow(self, visit: Visit, given: Any) -> AsyncIterator[Updates]:
+    async def follow(self, visit: Visit, given: Any) -> AsyncGenerator[Updates, None]:
         """Run the graph until it ends, fails or asks, and show what happens."""
         chart = visit.chart
         chart.begin()
         yield self._state(visit, running=True)
-        config: RunnableConfig = {"configurable": {"thread_id": visit.thread}}
+        thread = visit.thread
+        config: RunnableConfig = {"configurable": {"thread_id": thread}}
         try:
             parts = self.graph.astream(given, config, stream_mode=STREAM, context=visit.context)
             async with contextlib.aclosing(parts):  # type: ignore[type-var]
@@ -333,6 +351,9 @@ class Room:
             chart.end(asked[0] if asked else None)
         except Exception as error:  # a model may raise anything
             chart.fail(f"The consultation failed. {_told(error)}")
+        finally:
+            if visit.thread != thread:  # cleared while it ran
+                self._delete(thread)
         yield self._state(visit, running=False)
 
     def _context(self, votes: str) -> dict[str, Any] | None:
@@ -356,7 +377,9 @@ class Room:
             self.retry: gr.update(visible=chart.failure is not None and not running),
             self.review: gr.update(visible=request is not None and not running),
             self.review_notice: notice_html((request["error"] if request else "") or ""),
-            self.approve: gr.update(value="Approve" if answered else "Release without an answer"),
+            self.approve: gr.update(value="Approve", variant="primary")
+            if answered
+            else gr.update(value="Release without an answer", variant="secondary"),
             self.another: gr.update(choices=choices, value=None, visible=bool(chart.options)),
             self.free: gr.update(value="", visible=not chart.options),
             self.why: "",
@@ -367,9 +390,14 @@ class Room:
         return self.picture.svg(chart.at_work, chart.done)
 
     def _forget(self, visit: Visit) -> None:
-        """Forget a consultation that only this process knows of. A checkpointer that lasts is its owner's record."""
-        if visit.thread and isinstance(self.graph.checkpointer, InMemorySaver):
-            self.graph.checkpointer.delete_thread(visit.thread)
+        """Forget the consultation of a visit."""
+        self._delete(visit.thread)
+        visit.thread = None
+
+    def _delete(self, thread: str | None) -> None:
+        """Delete what only this process knows of. A checkpointer that lasts is its owner's record."""
+        if thread and isinstance(self.graph.checkpointer, InMemorySaver):
+            self.graph.checkpointer.delete_thread(thread)
 
 
 def _taken(file: Path) -> bytes | None:
@@ -388,16 +416,22 @@ def _is_review(asked: Any) -> bool:
     return isinstance(asked, Mapping) and {"decision", "actions", "specialties"} <= set(asked)
 
 
-def _first(error: ValueError) -> str:
-    """What is wrong with an image; what else a programmer could give is left out."""
-    return str(error).partition("; ")[0]
+def _unread(error: ValueError) -> str:
+    """What is wrong with an image, without what else a programmer could give."""
+    return re.sub(r" \(\w+Error\)", "", str(error).partition("; ")[0])
 
 
 def _told(error: Exception) -> str:
     """What to tell of an error."""
     if isinstance(error, ValidationError):
-        said = in_one_line(error)
-    else:
+        said = "; ".join(_problem(".".join(map(str, found["loc"])), found["msg"]) for found in error.errors())
+    elif isinstance(error, ValueError):
         said = " ".join(str(error).split())
-        said = said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
-    return said[:SHOWN]
+    else:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return said[:1].upper() + said[1:SHOWN]
+
+
+def _problem(field: str, message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message if field in message else f"{field}: {message}"

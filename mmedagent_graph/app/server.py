@@ -47,38 +47,40 @@ def serve(room: gr.Blocks, port: int = 7860) -> None:
         room: what `build_app` returns.
         port: where, on the loopback interface.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # as Ctrl-C
+    _stop_as_by_ctrl_c()
     no_proxy = os.environ.get("NO_PROXY", os.environ.get("no_proxy", ""))
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = f"{no_proxy},{HERE}".strip(",")  # Gradio asks itself if it is up
     for variable in ("GRADIO_ALLOWED_PATHS", "GRADIO_ROOT_PATH", "GRADIO_NUM_WORKERS", "GRADIO_MCP_SERVER"):
         os.environ.pop(variable, None)
     room.queue(api_open=False)
-    room.launch(
-        server_name=HERE,
-        server_port=port,
-        share=False,
-        inbrowser=False,
-        quiet=True,
-        show_error=False,
-        run_history=False,  # or every case is kept in the browser
-        enable_monitoring=False,
-        footer_links=[],
-        pwa=False,
-        mcp_server=False,
-        ssr_mode=False,
-        allowed_paths=[],
-        max_file_size=MAX_BYTES,
-        theme=_theme(),
-        css=CSS.read_text(encoding="utf-8"),
-        app_kwargs={
-            "middleware": [Middleware(Door, port=port)],
-            "docs_url": None,
-            "redoc_url": None,
-            "openapi_url": None,
-        },
-        prevent_thread_lock=True,
-    )
+    try:
+        room.launch(
+            server_name=HERE,
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            quiet=True,
+            show_error=False,
+            run_history=False,  # or every case is kept in the browser
+            enable_monitoring=False,
+            footer_links=[],
+            pwa=False,
+            mcp_server=False,
+            ssr_mode=False,
+            allowed_paths=[],
+            max_file_size=MAX_BYTES,
+            theme=_theme(),
+            css=CSS.read_text(encoding="utf-8"),
+            app_kwargs={
+                "middleware": [Middleware(Door)],
+                "docs_url": None,
+                "redoc_url": None,
+                "openapi_url": None,
+            },
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise OSError(f"port {port} is taken; give another") from error
     print(f"The consulting room is open at http://{HERE}:{port} (Ctrl-C closes it).", flush=True)
     try:
         with contextlib.suppress(KeyboardInterrupt):
@@ -94,18 +96,16 @@ class Door:
     (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, port: int) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.hosts = {f"{name}:{port}" for name in (HERE, "localhost")}
-        self.origins = {f"http://{host}" for host in self.hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or turn away."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers, path = Headers(scope=scope), scope["path"]
-        origin = headers.get("origin")
-        ours = headers.get("host") in self.hosts and (origin is None or origin in self.origins)
+        host, origin = headers.get("host", ""), headers.get("origin")  # any port: it may come through a tunnel
+        ours = host.partition(":")[0] in (HERE, "localhost") and origin in (None, f"http://{host}")
         if not ours:
             return await PlainTextResponse("Not from here.", 403)(scope, receive, send)
         if path not in PAGE and not path.startswith(PARTS):
@@ -122,6 +122,14 @@ class Door:
             await send(message)
 
         await self.app(scope, receive, answer)
+
+
+def _stop_as_by_ctrl_c() -> None:
+    """End the process in order, so that its temporary folders are removed, when it is told to end."""
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            if number := getattr(signal, name, None):  # Windows has no SIGHUP
+                signal.signal(number, signal.default_int_handler)
 
 
 def _theme() -> gr.themes.Base:

@@ -169,8 +169,8 @@ async def test_latency_by_model():
     with StubServer(latency={"slow": 0.5}) as server:
         await asyncio.gather(ainvoke(model(server, "slow")), ainvoke(model(server, "fast")))
     seconds = {request.model: request.finished - request.started for request in server.requests}
-    assert 0.5 <= seconds["slow"] < 0.7
-    assert seconds["fast"] < 0.2
+    assert 0.5 <= seconds["slow"] < 0.9
+    assert seconds["fast"] < 0.4
 
 
 def asked(name: str, text: str = "hello") -> bytes:
@@ -233,7 +233,7 @@ async def test_in_a_process_of_its_own(way: Way):
             await way(model(server))
         assert await way(model(server)) == "no"
     assert [request.fault for request in server.requests] == ["500", None]
-    assert all(0.1 <= request.finished - request.started < 0.5 for request in server.requests)
+    assert all(0.1 <= request.finished - request.started < 1 for request in server.requests)
     with pytest.raises(openai.APIConnectionError):
         await way(model(server))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fakes import THREAD, Consult, answers, consulting, data_url, encoded, graph, image, pictures, says, voting, words
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
@@ -172,6 +172,7 @@ def test_the_last_human_message_is_the_question() -> None:
 LINE = st.text(st.characters(categories=["L", "N", "P", "S"], include_characters=" "), min_size=1).filter(str.strip)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(categories=["L"]), min_size=1), st.lists(LINE, min_size=2, max_size=26))
 def test_the_record_of_a_chat_asks_the_same_again(question: str, options: list[str]) -> None:
     again = case_of_chat([asked(case(question=question, options=[option.strip() for option in options]))])

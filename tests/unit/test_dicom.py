@@ -1,15 +1,17 @@
 """Tests of DICOM files, written here by pydicom: what is shown, and that nothing but pixels leaves them."""
 
+import ast
 import io
 import logging
 import struct
-import subprocess
 import sys
 import threading
 import tracemalloc
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,13 +32,15 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLossless,
     JPEGLSLossless,
     RLELossless,
 )
 
-from mmedagent_graph import images, sources
+from mmedagent_graph import dicom as dicom_module
+from mmedagent_graph import images, metadata, pictures, sources
 from mmedagent_graph.dicom import dicom_picture, is_dicom
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.pictures import quiet
@@ -507,11 +511,12 @@ def test_run_lengths(dtype: str) -> None:
     assert (shown(rle(COLOURS)) == COLOURS).all()
 
 
-def test_run_lengths_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("runs", [b"\x81\0" * 1000, (b"\x7f" + bytes(128)) * 8, b"\xff\0" * 300])
+def test_run_lengths_that_never_end(runs: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are counted first: pydicom would write out as much as they say."""
     monkeypatch.setattr("pydicom.pixels.decoders.rle._rle_decode_segment", lambda _: pytest.fail("decoded"))
     ds = pictured(RAMP, syntax=RLELossless)
-    ds.PixelData = encapsulate([struct.pack("<16L", 1, 64, *[0] * 14) + b"\x81\0" * 1000])
+    ds.PixelData = encapsulate([struct.pack("<16L", 1, 64, *[0] * 14) + runs])
     ds["PixelData"].is_undefined_length = True
     with pytest.raises(ValueError, match=r"RLE Lossless.* decode to more than its picture"):
         shown(written(ds))
@@ -524,19 +529,57 @@ def test_run_lengths_with_padding_are_read() -> None:
     assert (shown(written(ds)) == RAMP).all()
 
 
-def test_jpeg() -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(RAMP).save(buffer, "JPEG", quality=100)
-    ds = pictured(RAMP, syntax=JPEGBaseline8Bit, WindowCenter=128, WindowWidth=256)
-    ds.PixelData = encapsulate([buffer.getvalue()])
+def compressed(picture: bytes, syntax: str, array: np.ndarray = RAMP) -> bytes:
+    ds = pictured(array, syntax=syntax, WindowCenter=128, WindowWidth=256)
+    ds.PixelData = encapsulate([picture])
     ds["PixelData"].is_undefined_length = True
-    assert np.abs(shown(written(ds)) - RAMP).max() <= 3
+    return written(ds)
+
+
+def coded(form: str, **more: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(RAMP).save(buffer, form, **more)
+    return buffer.getvalue()
+
+
+def test_jpeg() -> None:
+    assert np.abs(shown(compressed(coded("JPEG", quality=100), JPEGBaseline8Bit)) - RAMP).max() <= 3
+
+
+def test_jpeg_2000() -> None:
+    for boxes in (False, True):  # the standard wants none, and writers put some
+        data = compressed(coded("JPEG2000", no_jp2=not boxes), JPEG2000Lossless)
+        assert (b"jp2c" in data) is boxes
+        assert np.abs(shown(data) - linear(RAMP, 128, 256)).max() <= 0.51
+
+
+def test_jpeg_2000_in_a_box_without_end() -> None:
+    """pydicom would go round in circles."""
+    boxes = coded("JPEG2000")
+    at = boxes.index(b"jp2h") - 4
+    for head in (boxes[:12], b"\0\0\0\x0cjP  ...."):
+        data = compressed(head + boxes[12:at] + bytes(4) + boxes[at + 4 :], JPEG2000Lossless)
+        raised: list[str] = []
+
+        def work(data: bytes = data, raised: list[str] = raised) -> None:
+            try:
+                shown(data)
+            except ValueError as error:
+                raised.append(str(error))
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert raised == ["the DICOM file's pixels (JPEG 2000) are in a box of no length"]
 
 
 @pytest.mark.parametrize(
     ("syntax", "said"),
     [
-        (JPEGLossless, r"compressed \(JPEG Lossless.*no decoder is installed; pip install .*pylibjpeg-libjpeg"),
+        (
+            JPEGLossless,
+            r"\(JPEG Lossless.*no decoder is installed; pip install python-gdcm, or pylibjpeg pylibjpeg-libjpeg",
+        ),
         (JPEGLSLossless, r"compressed \(JPEG-LS Lossless.*pip install .*pyjpegls"),
         (MPEG4HP41, r"transfer syntax \(MPEG-4 AVC/H.264 High Profile / Level 4.1\) is not one"),
         ("1.2.3.4.5.19501231", r"transfer syntax \(unknown\) is not one"),
@@ -546,6 +589,7 @@ def test_a_compression_that_cannot_be_read(syntax: str, said: str, monkeypatch: 
     for name in ("JPEGLosslessDecoder", "JPEGLSLosslessDecoder"):
         decoder = getattr(sys.modules["pydicom.pixels.decoders.base"], name)
         unavailable = {**decoder._unavailable, "pylibjpeg": ("pylibjpeg>=2.0", "pylibjpeg-libjpeg>=2.1")}
+        unavailable["gdcm"] = ("gdcm>=3.0.10",)
         unavailable |= {"pyjpegls": ("numpy", "pyjpegls>=1.2")}
         monkeypatch.setattr(decoder, "_available", {})
         monkeypatch.setattr(decoder, "_unavailable", unavailable)
@@ -591,6 +635,22 @@ def test_a_file_that_hides_that_it_is_deflated(monkeypatch: pytest.MonkeyPatch) 
     data[140:144] = struct.pack("<L", 20)
     with pytest.raises(ValueError, match="DICOM"):
         shown(bytes(data))
+
+
+def test_a_file_that_is_deflated_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is inflated goes on with the header, and says there that it is deflated."""
+    monkeypatch.setattr("zlib.decompress", lambda *_: pytest.fail("inflated"))
+
+    def element(number: int, uid: bytes) -> bytes:
+        return struct.pack("<HH2sH", 2, number, b"UI", len(uid)) + uid
+
+    deflated = str(DeflatedExplicitVRLittleEndian).encode()
+    first = element(3, deflated)
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    second = deflate.compress(element(16, deflated) + b"anything") + deflate.flush()
+    header = bytes(128) + b"DICM" + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(first)) + first
+    with pytest.raises(ValueError, match="DICOM"):
+        shown(header + second)
 
 
 def test_what_is_needed_in_between_is_not_as_large_as_the_picture() -> None:
@@ -665,10 +725,13 @@ def test_without_the_extra(module: str, monkeypatch: pytest.MonkeyPatch, store: 
         store.put(data)
 
 
-def test_pydicom_is_imported_when_it_is_needed() -> None:
-    code = "import mmedagent_graph.images, sys; sys.exit(bool({'pydicom', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert "httpx" not in vars(sources)
+@pytest.mark.parametrize("module", [dicom_module, images, pictures, sources, metadata])
+def test_what_is_not_always_there_is_imported_when_it_is_needed(module: ModuleType) -> None:
+    top = ast.parse(Path(str(module.__file__)).read_text()).body
+    names = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in top if isinstance(node, ast.ImportFrom)]
+    assert names
+    assert not {name.partition(".")[0] for name in names} & {"pydicom", "numpy", "httpx"}
 
 
 # --- patients -----------------------------------------------------------------------------------------------------

@@ -167,6 +167,13 @@ def test_an_approved_decision_is_released(verdict: Any, consult: Consult) -> Non
     assert len(attending.seen) == 1
 
 
+def test_a_verdict_may_name_its_interrupt(consult: Consult) -> None:
+    given = reviewed()
+    [interrupt] = consult(given, QUESTION, THREAD)["__interrupt__"]
+    result = consult(given, Command(resume={interrupt.id: {"action": "approve"}}), THREAD)
+    assert result["decision"]["review"] == "approved"
+
+
 def test_another_answer_is_released(consult: Consult) -> None:
     given = reviewed(specialists=[answers("CT"), answers("MRI")])
     before = consult(given, QUESTION, THREAD)["decision"]

@@ -1,6 +1,7 @@
 """Tests of how a node stands in the graph: who answers, what it can reach, what is said of it."""
 
 import asyncio
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -215,6 +216,20 @@ def test_a_node_may_take_its_config_as_an_argument(consult: Consult) -> None:
 
     result = consult(graph(specialists=[sync, asynchronous]), QUESTION, {"configurable": {"scan": "PET"}})
     assert result["opinions"] == [opinion(1, "PET"), opinion(2, "PET")]
+
+
+WARD: ContextVar[str] = ContextVar("ward", default="none")
+
+
+# BUG: "invoke" of an async node: it runs in a thread that is not given the caller's context, as LangGraph's are
+@pytest.mark.parametrize("kind", ["sync", "async", "both"])
+def test_the_callers_context_variables_are_reached(kind: str, consult: Consult) -> None:
+    token = WARD.set("W7")
+    try:
+        result = consult(graph(specialists=own(kind, WARD.get)), {"question": "Which ward?"})
+    finally:
+        WARD.reset(token)
+    assert said(result) == ["W7"] * 3
 
 
 def test_a_node_may_remember_from_case_to_case(consult: Consult) -> None:

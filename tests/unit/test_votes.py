@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mmedagent_graph.answers import same_text
@@ -13,6 +13,7 @@ from mmedagent_graph.state import Opinion, Vote
 from mmedagent_graph.votes import LEAST, MOST, agreement, budget, decide, entropy, outstanding, winner
 
 OPTIONS = ["CT", "MRI", "PET", "X-ray"]
+at_ease = settings(deadline=None)  # on a busy machine
 REFER = "refer to "
 
 
@@ -295,6 +296,7 @@ def adaptively(ballots: Sequence[Vote], heard: list[Opinion]) -> list[Vote]:
     return cast
 
 
+@at_ease
 @given(CAST, HEARD)
 def test_adaptive_voting_ends_within_its_budget_with_the_answer_of_the_full_budget(
     said: list[str | None], heard: list[Opinion]
@@ -306,6 +308,7 @@ def test_adaptive_voting_ends_within_its_budget_with_the_answer_of_the_full_budg
         assert decide(cast, heard)["answer"] == decide(full, heard)["answer"] or winner(cast, heard)["refer"]
 
 
+@at_ease
 @given(CAST, HEARD, SAID)
 def test_adaptive_voting_stops_only_when_no_votes_could_change_the_winner(
     said: list[str | None], heard: list[Opinion], rest: str | None
@@ -317,6 +320,7 @@ def test_adaptive_voting_stops_only_when_no_votes_could_change_the_winner(
         assert wish(winner(ended, heard)) == wish(winner(cast, heard))
 
 
+@at_ease
 @given(st.lists(SAID, max_size=MOST), HEARD)
 def test_adaptive_voting_casts_as_few_as_could_settle_it(said: list[str | None], heard: list[Opinion]) -> None:
     cast = votes(*said)
@@ -330,6 +334,7 @@ def test_adaptive_voting_casts_as_few_as_could_settle_it(said: list[str | None],
     assert outstanding(votes(*said, *[favourite] * missing), "adaptive", heard) == 0
 
 
+@at_ease
 @given(st.lists(SAID, max_size=2 * MOST), HEARD, st.integers(1, MOST) | st.just("adaptive"))
 def test_what_is_outstanding_is_never_negative_and_never_above_the_budget(
     said: list[str | None], heard: list[Opinion], count: Any
@@ -338,11 +343,13 @@ def test_what_is_outstanding_is_never_negative_and_never_above_the_budget(
     assert 0 <= missing <= max(0, budget(count, heard) - len(said))
 
 
+@at_ease
 @given(HEARD)
 def test_the_adaptive_budget_is_odd_and_within_its_limits(heard: list[Opinion]) -> None:
     assert budget("adaptive", heard) in range(LEAST, MOST + 1, 2)
 
 
+@at_ease
 @given(st.data(), st.integers(1, 7))
 def test_more_disagreement_is_never_a_smaller_budget(data: st.DataObject, count: int) -> None:
     answers = st.lists(st.sampled_from("ABCDEFG"), min_size=count, max_size=count)
@@ -351,6 +358,7 @@ def test_more_disagreement_is_never_a_smaller_budget(data: st.DataObject, count:
     assert budget("adaptive", first) <= budget("adaptive", second)
 
 
+@at_ease
 @given(st.lists(SAID, min_size=1, max_size=MOST), HEARD, st.data())
 def test_the_order_of_the_votes_matters_for_the_last_rule_only(
     said: list[str | None], heard: list[Opinion], data: st.DataObject
