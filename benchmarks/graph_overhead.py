@@ -4,9 +4,11 @@
     python benchmarks/graph_overhead.py --check      # the same, and fails where a target is missed
 
 Time per case is the processor's, with models that answer at once, so that nothing waits and other work on the machine
-is not counted; the two graphs take turns in one process, and the ratio is the median of the rounds'. Throughput is with ChatOpenAI and a stub server, in a process of its own, that takes 200 ms a
-call. Its ideal is that nothing else takes time: as many waves of 32 cases as there are, the last one not full, and
-three calls one after the other in each. It is the best of its runs, for other work on the machine only makes it worse.
+is not counted; the two graphs take turns in one process, and the ratio is the median of the rounds'.
+
+Throughput is with ChatOpenAI and a stub server, in a process of its own, that takes 200 ms a call. Its ideal is that
+nothing else takes time: as many waves of 32 cases as there are, the last one not full, and three calls one after the
+other in each. It is the best of its runs, for other work on the machine only makes it worse.
 """
 
 import argparse

@@ -5,10 +5,11 @@ of it gets into an error, and pydicom's warnings and logs, which quote values, a
 pixels, such as a name on an ultrasound, is pixels.
 """
 
+import math
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from io import BytesIO
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -279,16 +280,21 @@ def _greys(stored: "Array", seen: "Array", dataset: "Dataset") -> "Array":
 
 def _has_window(dataset: "Dataset") -> bool:
     """Whether there is a window that means something; one narrower than 1 does only in the exact form."""
-    import numpy as np
-
-    center, width = (np.ravel(np.array(dataset.get(name), float)) for name in ("WindowCenter", "WindowWidth"))
-    if not (center.size and width.size and np.isfinite([center[0], width[0]]).all() and width[0] > 0):
+    center, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    if not (math.isfinite(center) and math.isfinite(width) and width > 0):
         return False
     function = dataset.get("VOILUTFunction") or "LINEAR"
-    dataset.VOILUTFunction = "LINEAR_EXACT" if function == "LINEAR" and width[0] < 1 else function
+    dataset.VOILUTFunction = "LINEAR_EXACT" if function == "LINEAR" and width < 1 else function
     if "BitsStored" not in dataset:  # a file of floats; pydicom asks for them, though it needs them for its range only
         dataset.BitsStored, dataset.PixelRepresentation = 16, 0
     return True
+
+
+def _first(value: Any) -> float:
+    """The first of an element's numbers; NaN if it has none."""
+    if isinstance(value, MutableSequence):
+        value = value[0] if value else None
+    return math.nan if value in (None, "") else float(value)
 
 
 def _range(values: "Array", of: "Array", otherwise: "Array") -> tuple[float, float]:

@@ -18,6 +18,9 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
 GROUP = "mmedagent_graph.models"
+TIMEOUT = 600.0
+"""Seconds that a served model may be silent: the limit of OpenAI's own client, which ChatOpenAI lifts. Of a whole node
+it is `build_graph(timeout=...)`."""
 
 
 def load_model(name: str) -> BaseChatModel:
@@ -59,7 +62,7 @@ def sampled(model: BaseChatModel) -> BaseChatModel:
 def _openai(model: str) -> BaseChatModel:
     from langchain_openai import ChatOpenAI  # half a second of import, paid only where it is used
 
-    return ChatOpenAI(model=model, http_async_client=_async_client())
+    return ChatOpenAI(model=model, timeout=TIMEOUT, http_async_client=_async_client())
 
 
 def _vllm(model: str) -> BaseChatModel:
@@ -70,6 +73,7 @@ def _vllm(model: str) -> BaseChatModel:
         model=model,
         base_url=os.environ.get("VLLM_BASE_URL", "http://127.0.0.1:8000/v1"),
         api_key=SecretStr(os.environ.get("VLLM_API_KEY", "none")),
+        timeout=TIMEOUT,
         temperature=0.0,  # where votes are cast, `sampled` makes it 1
         use_responses_api=False,
         stream_usage=True,  # ChatOpenAI by itself asks only OpenAI's own server for it

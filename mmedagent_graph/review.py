@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from langgraph.types import interrupt
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from mmedagent_graph.nodes.base import checked_answer
@@ -50,7 +50,7 @@ class Change(_Verdict):
     """Release another answer."""
 
     action: Literal["change"]
-    answer: str
+    answer: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     """One of the options; free text where there are none."""
     reasoning: str = ""
 

@@ -596,7 +596,7 @@ def test_what_cannot_be_asked_is_said(sit):
     desk = sit()
     desk.drop((f"{PATIENT}.txt", b"no image at all"), ("scan.png", png()))
     desk.see(".previews img")
-    desk.see(f".notice:has-text('{PATIENT}.txt: not a readable image.')")
+    desk.see(f".notice:has-text('{PATIENT}.txt: not a readable image')")
     assert desk.page.locator(".previews img").count() == 1
     desk.page.click("#consult")
     desk.see("#notice .notice:has-text('Question is empty')")

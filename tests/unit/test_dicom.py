@@ -224,7 +224,9 @@ def test_a_window_narrower_than_one_value() -> None:
     assert np.abs(shown(data) - ((RAMP * 0.001 - 0.1) / 0.05 + 0.5).clip(0, 1) * 255).max() <= 0.51
 
 
-@pytest.mark.parametrize("window", [("", ""), (None, None), (100, 0), (100, ""), ("", 10), (100, -5)])
+@pytest.mark.parametrize(
+    "window", [("", ""), (None, None), (100, 0), (100, ""), ("", 10), (100, -5), (["", 100], ["", 50])]
+)
 def test_a_window_that_means_nothing_is_none(window: tuple[Any, Any]) -> None:
     data = dicom(RAMP // 2, WindowCenter=window[0], WindowWidth=window[1])
     assert (shown(data) == stretched(RAMP // 2)).all()
@@ -265,6 +267,20 @@ def test_a_table_of_eight_bits_for_twelve() -> None:
 def test_a_table_whose_entries_are_packed_in_bytes() -> None:
     array = np.array([[0, 1, 2, 3]], "uint8")
     assert shown(dicom(array, VOILUTSequence=[item(4, 0, 8, [0, 51, 102, 255], "u1")])).tolist() == [[0, 51, 102, 255]]
+
+
+def test_a_table_of_as_many_entries_as_there_are() -> None:
+    """Which sixteen bits cannot say: the standard writes 0."""
+    array = np.array([[0, 255, 65535]], "uint16")
+    table = item(2**16, 0, 16, list(range(2**16)))
+    assert table.LUTDescriptor[0] == 0
+    assert shown(dicom(array, VOILUTSequence=[table])).tolist() == [[0, 1, 255]]
+
+
+def test_what_fills_a_table_up_is_no_entry() -> None:
+    array = np.array([[0, 1, 2, 3]], "uint8")
+    table = item(3, 0, 8, [0, 51, 255, 0], "u1")
+    assert shown(dicom(array, VOILUTSequence=[table])).tolist() == [[0, 51, 255, 255]]
 
 
 def test_a_table_that_says_sixteen_bits_and_uses_twelve() -> None:

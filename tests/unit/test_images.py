@@ -238,6 +238,12 @@ def test_what_is_kept_has_eight_bits(store):
         assert kept.getpixel((0, 0)) == (128, 128, 128)
 
 
+@pytest.mark.parametrize(("mode", "form"), [("I;16", "PNG"), ("CMYK", "JPEG")])
+def test_what_not_every_reader_takes_is_not_kept_as_it_is(mode: str, form: str, store: ImageStore) -> None:
+    with Image.open(io.BytesIO(store.get(store.put(encoded(Image.new(mode, (8, 6)), form))))) as kept:
+        assert (kept.format, kept.mode) == ("PNG", "RGB")
+
+
 # --- frames -------------------------------------------------------------------------------------------------------
 
 SHADES = (0, 90, 250)
@@ -524,6 +530,12 @@ def test_a_file_that_only_a_decoder_understands_is_drawn_anew(store: ImageStore)
     kept = store.get(store.put(data))
     assert png_chunks(kept) == {b"IHDR", b"IDAT", b"IEND"}
     assert store.open(store.put(data)).tobytes() == decoded(data)
+
+
+def test_what_is_kept_is_checked_as_it_is_kept(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmedagent_graph.pictures.bare", lambda data, _: data[:-30])
+    with pytest.raises(ValueError, match="not a readable image"):
+        store.put(PNG)
 
 
 def decoded(data: bytes) -> bytes:

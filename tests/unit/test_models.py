@@ -128,7 +128,8 @@ def test_vllm_is_built_without_network_or_key(monkeypatch: pytest.MonkeyPatch) -
     model = load_model("vllm:Qwen/Qwen2.5-VL-7B-Instruct")
     assert isinstance(model, ChatOpenAI)
     assert (model.model_name, model.openai_api_base) == ("Qwen/Qwen2.5-VL-7B-Instruct", "http://127.0.0.1:8000/v1")
-    assert model.use_responses_api is False
+    assert (model.use_responses_api, model.temperature, model.stream_usage) == (False, 0.0, True)
+    assert sampled(model).temperature == 1.0  # a vote
 
 
 @pytest.mark.usefixtures("offline")

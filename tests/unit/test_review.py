@@ -21,7 +21,7 @@ from fakes import (
     voting,
 )
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command
+from langgraph.types import Command, interrupt
 
 from mmedagent_graph import SPECIALTIES, Context
 from mmedagent_graph.images import default_store
@@ -43,8 +43,8 @@ def reviewed(**given: Any) -> Any:
 
 def pause(result: dict[str, Any]) -> dict[str, Any]:
     """What the one interrupt shows."""
-    [interrupt] = result["__interrupt__"]
-    return interrupt.value
+    [asked] = result["__interrupt__"]
+    return asked.value
 
 
 # What a verdict may be
@@ -169,8 +169,8 @@ def test_an_approved_decision_is_released(verdict: Any, consult: Consult) -> Non
 
 def test_a_verdict_may_name_its_interrupt(consult: Consult) -> None:
     given = reviewed()
-    [interrupt] = consult(given, QUESTION, THREAD)["__interrupt__"]
-    result = consult(given, Command(resume={interrupt.id: {"action": "approve"}}), THREAD)
+    [asked] = consult(given, QUESTION, THREAD)["__interrupt__"]
+    result = consult(given, Command(resume={asked.id: {"action": "approve"}}), THREAD)
     assert result["decision"]["review"] == "approved"
 
 
@@ -200,6 +200,18 @@ def test_one_more_specialist_is_heard_and_the_attending_decides_again(consult: C
     result = consult(given, Command(resume=True), THREAD)
     assert (result["decision"]["answer"], result["decision"]["review"]) == ("MRI", "approved")
     assert len(result["messages"]) == 1
+
+
+def test_a_decision_that_is_made_again_is_not_shown_meanwhile(consult: Consult) -> None:
+    def specialist(state: dict[str, Any]) -> str:
+        return interrupt("Which?") if state["specialty"] == "Surgeon" else "CT"
+
+    given = reviewed(specialists=specialist)
+    consult(given, QUESTION, THREAD)
+    result = consult(given, Command(resume={"action": "hear", "specialty": "Surgeon"}), THREAD)
+    assert (pause(result), result["decision"]) == ("Which?", None)
+    result = consult(given, Command(resume="PET"), THREAD)
+    assert pause(result)["opinions"][-1]["answer"] == "PET"
 
 
 def test_a_specialist_of_the_same_specialty_may_be_heard_again_and_again(consult: Consult) -> None:
