@@ -53,7 +53,7 @@ class Consultation(CompiledStateGraph[ConsultationState, Any, ConsultationInput,
             raise ValueError(
                 "timeout: Python cannot cut off a sync call; use ainvoke, astream or abatch, or a model with a timeout"
             )
-        return super().stream(self._received(input, config), config, **kwargs)
+        return super().stream(self._received(input, config), config, **self._durable(kwargs))
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         """As in LangGraph; images are read and checked in a thread."""
@@ -61,10 +61,16 @@ class Consultation(CompiledStateGraph[ConsultationState, Any, ConsultationInput,
             received = await asyncio.to_thread(self._received, input, config)
         else:
             received = self._received(input, config)
-        chunks = cast(AsyncGenerator[Any, None], super().astream(received, config, **kwargs))
+        chunks = cast(AsyncGenerator[Any, None], super().astream(received, config, **self._durable(kwargs)))
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
+
+    def _durable(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A finished answer is written before the next thing is done: to ask again may cost more than to write."""
+        if self.checkpointer and kwargs.get("durability") is None:
+            return {**kwargs, "durability": "sync"}
+        return kwargs
 
     def _received(self, given: Any, config: RunnableConfig | None) -> Any:
         """What LangGraph is given: the case by references. A resume (None, a Command) is passed on as it is."""

@@ -19,8 +19,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     votes: Votes = 1
-    """How often the attending is asked; the majority wins. "adaptive": 3 to 9 times, more where the specialists
-    disagree, and no more once the majority cannot change."""
+    """How often the attending is asked; the majority wins. "adaptive": up to 3 times where the specialists agree and up
+    to 9 where they do not, and no more once the majority cannot change."""
     abstain_below: Share | None = None
     """Withhold a majority with a smaller share of the votes, and leave the decision to a human."""
     review: bool = False
@@ -62,7 +62,8 @@ class Context(BaseModel):
     attending: str | None = None
     """Model string of the attending physician."""
     votes: Votes | None = None
-    """How often the attending is asked; the majority wins. "adaptive": 3 to 9 times, as the specialists disagree."""
+    """How often the attending is asked; the majority wins. "adaptive": up to 3 times where the specialists
+    agree and up to 9 where they do not, and no more once the majority cannot change."""
     abstain_below: Share | None = None
     """Withhold a majority with a smaller share of the votes (0: never), and leave the decision to a human."""
     review: bool | None = None

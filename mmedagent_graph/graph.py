@@ -86,9 +86,9 @@ def build_graph(
         attending: who decides: the same again (it takes `AttendingInput` and returns `{"answer": ...}`).
         specialties: what triage may choose from; the paper's seven.
         doctors: how many specialists are heard; a list says it by its length.
-        votes: how often the attending is asked; the majority wins (section 4). `"adaptive"`: 3 to 9 times, more where
-            the specialists disagree, and no more once the majority cannot change. Votes are samples: a model whose
-            temperature is 0 votes at temperature 1.
+        votes: how often the attending is asked; the majority wins (section 4). `"adaptive"`: up to 3 times where the
+            specialists agree and up to 9 where they do not, and no more once the majority cannot change. Votes are
+            samples: a model whose temperature is 0 votes at temperature 1.
         abstain_below: withhold a majority with a smaller share of the votes (0 to 1); a human must then decide.
         max_referrals: how often the attending may ask for another specialty before it decides.
         review: interrupt before a decision is released; see `mmedagent_graph.review`.
@@ -99,7 +99,8 @@ def build_graph(
             is not counted, and any other failure is the run's.
         context_schema: as in LangGraph. With `mmedagent_graph.Context`, or a subclass, a run may change models, votes
             and review: `graph.invoke(case, context={"votes": 5})`.
-        checkpointer: as in LangGraph. One that outlives the process needs `images` that do, too.
+        checkpointer: as in LangGraph. One that outlives the process needs `images` that do, too. What is finished is
+            written before the run goes on (`durability="sync"`), unless a call says otherwise.
         store: as in LangGraph, for one's own nodes.
         cache: a LangGraph cache that keeps what models answer, so that nothing is asked twice: see
             `mmedagent_graph.frozen`.

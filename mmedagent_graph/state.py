@@ -74,7 +74,8 @@ class Decision(TypedDict):
     """0-based index into the options; None where there are none, or no answer."""
     reasoning: str
     agreement: float | None
-    """Share of the readable opinions that gave the decided answer, 0 to 1; None where none was readable."""
+    """Share of the readable opinions that gave the decided answer, 0 to 1; None where there is no answer or no such
+    opinion."""
     entropy: float | None
     """Entropy of the readable opinions' answers, in bits: 0 is a consensus; None where none was readable."""
     opinions: int

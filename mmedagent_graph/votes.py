@@ -90,9 +90,9 @@ def decide(votes: Sequence[Vote], opinions: Sequence[Opinion], abstain_below: fl
 
 
 def agreement(answer: str | None, opinions: Sequence[Opinion]) -> float | None:
-    """Share of the readable opinions that gave this answer, 0 to 1; None where none is readable."""
+    """Share of the readable opinions that gave this answer, 0 to 1; None without an answer or a readable opinion."""
     readable = _readable(opinions)
-    return _support(answer, readable) / len(readable) if readable else None
+    return _support(answer, readable) / len(readable) if readable and answer is not None else None
 
 
 def entropy(opinions: Sequence[Opinion]) -> float | None:

@@ -342,6 +342,15 @@ def test_a_foreign_context_changes_nothing(schema: Any, consult: Consult) -> Non
     assert consult(given, QUESTION, context={"ward": "W7"})["decision"]["votes"] == 1
 
 
+@pytest.mark.parametrize("more", [{}, {"votes": 3}], ids=str)
+@pytest.mark.usefixtures("loaded")
+def test_a_graph_without_our_context_keeps_its_models(more: dict[str, Any], consult: Consult) -> None:
+    context = Context(triage="fake:Surgeon", specialists=["fake:MRI"], attending="fake:MRI")
+    result = consult(graph(**more), QUESTION, context=context)
+    assert (result["referral"]["specialty"], said(result)) == ("Radiologist", ["CT"] * 3)
+    assert result["decision"]["answer"] == "CT"
+
+
 # BUG: where the graph deliberates anyhow, a Context is heeded that it never declared (its votes and review, not its
 # models): a graph around this one, with a Context of its own, may so switch off the review of a child.
 @pytest.mark.parametrize("schema", [None, Shift])

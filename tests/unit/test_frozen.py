@@ -263,34 +263,37 @@ class Another(FakeModel):
     pass
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"node": "attending"},
-        {"model": answers("CT", label="another")},
-        {"model": answers("CT", temperature=0.5)},
-        {"model": Another(answer=lambda _: "CT")},
-        {"model": answers("CT").bind(stop=["x"])},
-        {"model": answers("CT").with_fallbacks([answers("CT", label="another")])},
-        {"messages": ASKED[:1]},
-        {"messages": ASKED[::-1]},
-        {"messages": [HumanMessage("You are a doctor."), HumanMessage("Which?")]},
-        {"messages": [SystemMessage("You are a doctor.Which?")]},
-        {"images": ["sha256:1"]},
-        {"images": ["sha256:1", "sha256:2"]},
-        {"images": ["sha256:2", "sha256:1"]},
-        {"specialty": "Radiologist"},
-        {"doctor": 2},
-        {"vote": 1},
-        {"vote": 2},
-    ],
-    ids=str,
-)
+OTHERS: list[dict[str, Any]] = [
+    {"node": "attending"},
+    {"model": answers("CT", label="another")},
+    {"model": answers("CT", temperature=0.5)},
+    {"model": Another(answer=lambda _: "CT")},
+    {"model": answers("CT").bind(stop=["x"])},
+    {"model": answers("CT").with_fallbacks([answers("CT", label="another")])},
+    {"messages": ASKED[:1]},
+    {"messages": ASKED[::-1]},
+    {"messages": [HumanMessage("You are a doctor."), HumanMessage("Which?")]},
+    {"messages": [SystemMessage("You are a doctor.Which?")]},
+    {"images": ["sha256:1"]},
+    {"images": ["sha256:1", "sha256:2"]},
+    {"images": ["sha256:2", "sha256:1"]},
+    {"specialty": "Radiologist"},
+    {"doctor": 2},
+    {"vote": 1},
+    {"vote": 2},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
 def test_a_key_changes_with_all_that_an_answer_depends_on(other: dict[str, Any]) -> None:
     assert key(**other) != key()
 
 
-def test_no_two_of_these_are_the_same() -> None:
+def test_no_two_others_are_the_same() -> None:
+    assert len({key(**other) for other in OTHERS}) == len(OTHERS)
+
+
+def test_no_two_of_these_models_are_the_same() -> None:
     plain = answers("CT")
     models_ = [
         plain,

@@ -76,6 +76,7 @@ WRONG: list[tuple[Any, list[str]]] = [
     ({"action": "approve", "answer": "CT"}, ["approve.answer", "not permitted"]),  # which of the two is meant?
     ({"action": "change"}, ["change.answer", "required"]),
     ({"action": "change", "answer": None}, ["change.answer", "string"]),
+    ({"action": "change", "answer": " "}, ["change.answer", "at least 1 character"]),
     ({"action": "change", "answer": "X-ray"}, ["verdict.answer", "'X-ray' is not an option", str(OPTIONS)]),
     ({"action": "change", "answer": "ct"}, ["verdict.answer", "'ct' is not an option", str(OPTIONS)]),
     ({"action": "change", "answer": "CT", "index": 0}, ["change.index", "not permitted"]),
@@ -99,9 +100,11 @@ def test_an_error_does_not_repeat_what_was_given() -> None:
 
 
 def test_an_answer_in_free_text() -> None:
-    verdict = read_verdict({"action": "change", "answer": "an old cyst"}, [], NAMES)
+    verdict = read_verdict({"action": "change", "answer": " an old cyst\n"}, [], NAMES)
     assert isinstance(verdict, Change)
     assert verdict.answer == "an old cyst"
+    with pytest.raises(ValueError, match=r"change\.answer: .* at least 1 character"):
+        read_verdict({"action": "change", "answer": ""}, [], NAMES)
 
 
 def test_a_changed_decision_still_tells_the_votes() -> None:
