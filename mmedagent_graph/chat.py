@@ -28,7 +28,10 @@ def case_of_chat(messages: Any) -> dict[str, Any]:
     Raises:
         ValueError: if there is no human message, or a block that is neither text nor an image.
     """
-    human = [message for message in convert_to_messages(messages) if isinstance(message, HumanMessage)]
+    try:
+        human = [message for message in convert_to_messages(messages) if isinstance(message, HumanMessage)]
+    except (TypeError, NotImplementedError, ValueError) as error:
+        raise ValueError(f"messages: not a list of chat messages ({type(error).__name__})") from error
     if not human:
         raise ValueError("messages: there is no human message; give the question as one")
     question, options = _options(str(human[-1].text))

@@ -53,7 +53,7 @@ class Context(BaseModel):
     Subclass it for a context of one's own nodes. None: as the graph was built.
     """
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     triage: str | None = None
     """Model string of the triage doctor, such as `openai:gpt-4o` or `vllm:Qwen/Qwen2.5-VL-7B-Instruct`."""

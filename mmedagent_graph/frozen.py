@@ -12,7 +12,8 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
-from langchain_core.runnables import RunnableBinding, RunnableWithFallbacks
+from langchain_core.runnables import RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase
 from langgraph.cache.base import BaseCache, FullKey
 
 NAMESPACE = "mmedagent-graph"
@@ -54,7 +55,7 @@ class FrozenAnswers:
 
 def _identity(model: Any) -> Any:
     """Who answers, and how it samples."""
-    if isinstance(model, RunnableBinding):
+    if isinstance(model, RunnableBindingBase):
         return [_identity(model.bound), model.kwargs]
     if isinstance(model, RunnableWithFallbacks):
         return [_identity(model.runnable), *map(_identity, model.fallbacks)]

@@ -12,8 +12,8 @@ from typing import Any, Protocol, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableLambda, RunnableWithFallbacks
-from langchain_core.runnables.base import coerce_to_runnable
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase, coerce_to_runnable
 
 from mmedagent_graph.answers import read_answer, read_free_text
 from mmedagent_graph.frozen import FrozenAnswers
@@ -64,8 +64,8 @@ ChatModel = Runnable[Any, Any]
 
 def is_chat_model(given: Any) -> bool:
     """Whether it is a chat model, maybe in a binding (`bind`, `with_retry`, `with_config`) or with fallbacks."""
-    while isinstance(given, RunnableBinding | RunnableWithFallbacks):
-        given = given.bound if isinstance(given, RunnableBinding) else given.runnable
+    while isinstance(given, RunnableBindingBase | RunnableWithFallbacks):
+        given = given.bound if isinstance(given, RunnableBindingBase) else given.runnable
     return isinstance(given, BaseChatModel)
 
 

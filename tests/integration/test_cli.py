@@ -50,6 +50,14 @@ sys.exit(cli.main())
 NOBODY = ["--triage", "quick:Surgeon", "--specialists", "quick:cyst", "--attending"]
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Tests that a script runs in its background are to ignore it, and so would the processes that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Nobody is named, and temporary files go to a folder that can be looked at."""

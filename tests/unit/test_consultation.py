@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,44 @@ def test_a_strict_checkpointer_keeps_everything(more: dict[str, Any], consult: C
     assert history[0].values["case"]["images"] == [store.put(PNG)]
     assert len(history) > 4
     assert [state.values for state in history if not plain(state.values)] == []
+
+
+class Slow(InMemorySaver):
+    """A saver that takes its time."""
+
+    def put(self, *given: Any, **more: Any) -> RunnableConfig:
+        time.sleep(0.05)
+        return super().put(*given, **more)
+
+    async def aput(self, *given: Any, **more: Any) -> RunnableConfig:
+        await asyncio.sleep(0.05)
+        return super().put(*given, **more)
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("asked", "written"), [({}, 3), ({"durability": None}, 3), ({"durability": "exit"}, None)], ids=str
+)
+def test_a_finished_answer_is_written_before_the_next_is_asked(
+    asked: dict[str, Any], written: int | None, more: dict[str, Any], consult: Consult
+) -> None:
+    kept, seen = Slow(), list[int | None]()
+
+    def attending(_: Any) -> str:
+        held = kept.get_tuple(THREAD)
+        seen.append(len(held.checkpoint["channel_values"]["opinions"]) if held else None)
+        return "CT"
+
+    result = consult(graph(attending=attending, checkpointer=kept, **more), QUESTION, THREAD, **asked)
+    assert (set(seen), result["decision"]["answer"]) == ({written}, "CT")
+
+
+@pytest.mark.parametrize("checkpointer", [None, True], ids=["inherited", "its own"])
+def test_a_child_writes_as_its_parent_does(checkpointer: Any, consult: Consult) -> None:
+    given = around(graph(checkpointer=checkpointer), checkpointer=InMemorySaver())
+    for durability in ("sync", "exit"):
+        result = consult(given, {"messages": [SHOWN]}, thread(durability), durability=durability)
+        assert [message.type for message in result["messages"]] == ["human", "ai"]
 
 
 # Runs that are resumed

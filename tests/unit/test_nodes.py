@@ -164,7 +164,7 @@ def test_a_specialist_reads_free_text(specialist: Specialist) -> None:
         ("<answer>CT</answer>", ["CT", None, "MRI"], decision("CT", 0, 0.5, 2)),
         ("<answer>CT</answer>", [None, None, None], decision("CT", 0, None, 0)),
         ("<answer>CT</answer>", [], decision("CT", 0, None, 0)),
-        ("no idea", ["CT", "CT", "CT"], decision(None, None, 0.0, 3)),
+        ("no idea", ["CT", "CT", "CT"], decision(None, None, None, 3)),
         ("no idea", [None], decision(None, None, None, 0)),
     ],
 )
@@ -300,7 +300,7 @@ def test_answers_accepted(
     output: dict[str, Any], answer: str, index: int, why: str, specialist: Specialist, attending: Attending
 ) -> None:
     said = opinion(answer=answer, index=index, reasoning=why)
-    decided = decision(answer, index, 1 / 3 if answer else 0.0, 3, why)
+    decided = decision(answer, index, 1 / 3 if answer else None, 3, why)
     assert specialist.accept(output, state()) == said
     assert specialist.accept({"opinions": [output]}, state()) == said
     assert told(attending.accept(output, state())) == decided

@@ -166,7 +166,7 @@ def test_a_referral_is_no_answer() -> None:
 def test_a_weak_majority_is_withheld(cast: list[str | None], below: float | None, abstained: bool) -> None:
     plain, decision = (decide(votes(*cast), opinions("CT", "MRI"), share) for share in (None, below))
     assert decision["abstained"] is abstained
-    withheld = {"answer": None, "index": None, "agreement": 0.0, "abstained": True} if abstained else {}
+    withheld = {"answer": None, "index": None, "agreement": None, "abstained": True} if abstained else {}
     assert decision == {**plain, **withheld}  # the tally and the reasoning still tell what it was
 
 
@@ -210,7 +210,7 @@ def test_a_consensus_is_no_negative_zero() -> None:
         ("CT", ["MRI"], 0.0),
         ("CT", [None], None),
         ("CT", [], None),
-        (None, ["CT"], 0.0),
+        (None, ["CT"], None),
         (None, [], None),
         ("a cyst", ["A cyst!", "a scar"], 0.5),
     ],
