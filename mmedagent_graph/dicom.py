@@ -338,7 +338,10 @@ def _look_up(values: "Array", descriptor: Any, table: "Array") -> "Array":
 
     pydicom's own lookups count in as many bits as an entry has, so a table of eight bits goes wrong beyond 256 values.
     """
-    entries: Array = table[(values.astype("float64") - descriptor[1]).clip(0, len(table) - 1).astype("int64")]
+    import numpy as np
+
+    places = np.nan_to_num(values.astype("float64") - descriptor[1]).clip(0, len(table) - 1)
+    entries: Array = table[places.astype("int64")]
     return entries
 
 

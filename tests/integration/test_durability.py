@@ -194,10 +194,7 @@ def die_and_go_on(
     python: list[str] | None = None,
     environment: dict[str, str] | None = None,
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """What happened, and the results of the lives that came to an end.
-
-    Sync durability: no node begins before the step that leads to it is saved.
-    """
+    """What happened, and the results of the lives that came to an end."""
     log = folder / "log"
     plan = {
         "saver": saver,
@@ -208,7 +205,7 @@ def die_and_go_on(
         "rounds": rounds,
         "forms": forms,
         "votes": votes,
-        "options": {"durability": "sync"} if options is None else options,
+        "options": options or {},
     }
     before = len(log.read_text().splitlines()) if log.exists() else 0
     command = [sys.executable, *(python or []), "-m", "tests.integration.killed", json.dumps(plan)]
@@ -238,13 +235,13 @@ def test_killed_within_a_call_it_goes_on_with_that_call(saver: str, where: Where
         ({"node": "attending", "kept": [1, 2, 3]}, ["attending"]),
     ]
     place, sound = where(saver), expected(tmp_path, picture)
-    log, results = die_and_go_on(tmp_path, place, saver, picture, [[death] for death, _ in goes_on_with], options={})
+    log, results = die_and_go_on(tmp_path, place, saver, picture, [[death] for death, _ in goes_on_with])
     assert (log.count("killed"), results) == (len(goes_on_with), [])
     for happened, (death, again) in zip(rounds_of(log), goes_on_with, strict=True):
         assert not {f"end {node}" for node in again if "doctor" not in node} & set(happened), death
 
     picture.unlink()  # from here on the store must have it
-    log, results = die_and_go_on(tmp_path, place, saver, picture, [[None]] * len(goes_on_with), options={})
+    log, results = die_and_go_on(tmp_path, place, saver, picture, [[None]] * len(goes_on_with))
     for happened, (death, again) in zip(rounds_of(log), goes_on_with, strict=True):
         assert calls(happened, "start") == calls(happened, "end") == again, death
     assert results == [sound] * len(goes_on_with)
@@ -265,11 +262,13 @@ def test_killed_at_any_point_it_loses_nothing(
         nothing_is_asked_again(happened)
 
 
-def test_killed_at_any_point_as_langgraph_saves_by_default(where: Where, tmp_path: Path, picture: Path):
+def test_killed_at_any_point_it_loses_nothing_where_saving_is_not_waited_for(
+    where: Where, tmp_path: Path, picture: Path
+):
     saver = "AsyncSqliteSaver"
     rounds = [[{"operation": number, "when": "after"}, None] for number in range(1, 100)]
-    log, results = die_and_go_on(tmp_path, where(saver), saver, picture, rounds, options={})
-    # Nodes that answer at once get ahead of the saving: one may be asked again, but the end is the same.
+    log, results = die_and_go_on(tmp_path, where(saver), saver, picture, rounds, options={"durability": "async"})
+    # Nodes that answer at once get ahead of it: one may be asked again, but the end is the same.
     assert results == [expected(tmp_path, picture)] * log.count("done")
     assert log.count("killed") == log.count("done") - 1 >= 10
 

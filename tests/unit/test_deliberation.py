@@ -125,13 +125,14 @@ def test_votes_are_samples(own: float | None, asked: float | None, consult: Cons
 
 
 # BUG: only a bare model is warmed: wrapped ones vote greedily, so that all votes are one and the confidence is 1.0
-@pytest.mark.parametrize("kind", ["with_config", "bind", "with_fallbacks"])
+@pytest.mark.parametrize("kind", ["with_config", "bind", "with_fallbacks", "with_retry"])
 def test_votes_of_a_wrapped_model_are_samples_too(kind: str, consult: Consult) -> None:
     model = answers("CT", temperature=0.0)
     wrapped = {
         "with_config": lambda: model.with_config(tags=["x"]),
         "bind": lambda: model.bind(stop=["x"]),
         "with_fallbacks": lambda: model.with_fallbacks([answers("MRI")]),
+        "with_retry": lambda: model.with_retry(stop_after_attempt=1),
     }[kind]()
     consult(graph(attending=wrapped, votes=2), QUESTION)
     assert model.warmth == [1.0] * 2

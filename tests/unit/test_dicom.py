@@ -168,6 +168,25 @@ def test_floats_that_are_no_numbers() -> None:
     assert shown(of_floats(np.full((2, 2), np.nan, "float32"))).tolist() == [[0, 0], [0, 0]]
 
 
+def test_floats_that_are_no_numbers_in_a_table() -> None:
+    data = of_floats(np.array([[np.nan, 1, np.inf]], "float32"), VOILUTSequence=[item(3, 0, 16, [0, 100, 255])])
+    assert shown(data).tolist() == [[0, 100, 255]]
+
+
+def test_numbers_that_are_too_large() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shown(
+            dicom(
+                np.array([[-9, 0, 9]], "int16"),
+                RescaleSlope="4e303",
+                RescaleIntercept="0",
+                WindowCenter="0",
+                WindowWidth="1e303",
+            )
+        )
+
+
 def test_a_frame_of_one_value_is_black() -> None:
     assert shown(dicom(np.full((2, 3), 7, "uint8"))).tolist() == [[0, 0, 0], [0, 0, 0]]
 
@@ -891,6 +910,17 @@ def test_quiet_is_over_after_an_error() -> None:
         warnings.warn("heard", UserWarning, stacklevel=1)
 
 
+def test_quiet_in_quiet_is_over_with_the_outer_one() -> None:
+    with quiet:
+        with quiet:
+            pass
+        assert not logging.getLogger("pydicom").propagate
+    assert logging.getLogger("pydicom").propagate
+
+
 def test_other_warnings_are_heard_meanwhile() -> None:
-    with quiet, pytest.warns(UserWarning, match="heard"):
-        warnings.warn("heard", UserWarning, stacklevel=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with quiet:
+            warnings.warn("heard", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["heard"]

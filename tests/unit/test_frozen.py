@@ -192,9 +192,16 @@ def test_a_named_model_has_answers_of_its_own(consult: Consult, monkeypatch: pyt
     assert result["usage"]["attending"]["cached"] == 1
 
 
-def test_a_wrapped_model_is_frozen_too(consult: Consult) -> None:
+@pytest.mark.parametrize("kind", ["bind", "with_retry", "with_config", "several"])
+def test_a_wrapped_model_is_frozen_too(kind: str, consult: Consult) -> None:
     attending = answers("CT")
-    given = graph(attending=attending.bind(stop=["x"]).with_fallbacks([answers("MRI")]), cache=InMemoryCache())
+    wrapped: Any = {
+        "bind": lambda: attending.bind(stop=["x"]),
+        "with_retry": lambda: attending.with_retry(stop_after_attempt=1),
+        "with_config": lambda: attending.with_config(tags=["x"]),
+        "several": lambda: attending.bind(stop=["x"]).with_retry().with_fallbacks([answers("MRI")]),
+    }[kind]()
+    given = graph(attending=wrapped, cache=InMemoryCache())
     consult(given, QUESTION)
     assert consult(given, QUESTION)["usage"]["attending"]["cached"] == 1
     assert len(attending.seen) == 1

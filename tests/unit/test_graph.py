@@ -206,7 +206,6 @@ MODELS = ["model string", "chat model", "bound model", "configured model", "mode
 KINDS = [*MODELS, "callable", "async callable", "Runnable", "chain", "compiled graph"]
 
 
-# BUG: "model with retry" is taken for a node of one's own, and given the state instead of messages (see test_nodes)
 @pytest.mark.parametrize("slot", ["triage", "specialists", "attending"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_is_given_for_a_node(

@@ -379,7 +379,6 @@ async def test_images_are_rendered_beside_the_event_loop(specialist: Specialist,
 
 @pytest.mark.parametrize("kind", ["bind", "with_retry", "with_fallbacks", "with_config", "several"])
 async def test_a_wrapped_chat_model_is_a_model(kind: str, specialist: Specialist) -> None:
-    # BUG: with_retry makes a RunnableRetry, a RunnableBindingBase but no RunnableBinding, and is_chat_model says no
     model = answers("MRI")
     wrapped: Any = {
         "bind": lambda: model.bind(stop=["x"]),

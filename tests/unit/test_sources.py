@@ -18,6 +18,7 @@ import pytest
 from fakes import data_url, encoded, image
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmedagent_graph import images, sources
 from mmedagent_graph.images import ImageStore
@@ -38,6 +39,7 @@ def clinic(tmp_path: Path) -> Path:
     (allowed / "out.png").symlink_to(tmp_path / "secret.png")
     (allowed / "in.png").symlink_to(allowed / "a.png")
     (allowed / "up").symlink_to(tmp_path)
+    (allowed / "near").symlink_to(tmp_path / "scans-2")
     (allowed / "round").symlink_to(allowed / "round")
     return tmp_path
 
@@ -75,7 +77,16 @@ def test_a_folder_that_is_a_link(clinic: Path) -> None:
 
 OUTSIDE = [
     *("secret.png", "missing.png", "scans/out.png", "scans/up/secret.png", "scans/up/missing.png", "scans-2/a.png"),
-    *("scans/../secret.png", "scans/../scans/a.png", "scans/2026/../../secret.png", "scans/round", "", "scans\0/a.png"),
+    *(
+        "scans/../secret.png",
+        "scans/../scans/a.png",
+        "scans/2026/../../secret.png",
+        "scans/round",
+        "",
+        "scans/a\0.png",
+        "scans/near/a.png",
+        "scans\0/a.png",
+    ),
 ]
 
 
@@ -213,11 +224,17 @@ def test_data_urls_are_measured_before_they_are_decoded(tmp_path: Path, monkeypa
         ImageStore(tmp_path).put("data:image/png;base64," + "A" * 400)
 
 
-def test_exactly_as_many_bytes_as_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "scan.png").write_bytes(PNG)
-    for limit in range(len(PNG), len(PNG) + 3):
-        monkeypatch.setattr(images, "MAX_BYTES", limit)
-        assert ImageStore(tmp_path / "s").put(data_url(PNG)) == ImageStore(tmp_path / "s").put(tmp_path / "scan.png")
+@pytest.mark.parametrize("width", range(1, 8))
+def test_exactly_as_many_bytes_as_are_taken(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.effect_noise((width, 3), 90))
+    (tmp_path / "scan.png").write_bytes(data)
+    monkeypatch.setattr(images, "MAX_BYTES", len(data))
+    store = ImageStore(tmp_path / "store")
+    assert store.put(data_url(data)) == store.put(tmp_path / "scan.png") == store.put(data)
+    monkeypatch.setattr(images, "MAX_BYTES", len(data) - 1)
+    for given_ in (data_url(data), tmp_path / "scan.png", data):
+        with pytest.raises(ValueError, match=f"{len(data) - 1}"):
+            store.put(given_)
 
 
 # --- hosts --------------------------------------------------------------------------------------------------------
