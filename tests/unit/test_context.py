@@ -311,7 +311,7 @@ def tells(read: Callable[[Any], str]) -> Callable[[Any], Any]:
         (Shift, Shift(), lambda context: context.ward, "W2"),
         (Plain, {"ward": "W7"}, lambda context: context["ward"], "W7"),
     ],
-    ids=str,
+    ids=["subclass", "its object", "its default", "dataclass", "its object with the default", "TypedDict"],
 )
 @pytest.mark.parametrize("more", [{}, {"votes": 2}], ids=str)
 def test_ones_own_nodes_reach_the_context(

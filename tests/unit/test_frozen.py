@@ -270,34 +270,34 @@ class Another(FakeModel):
     pass
 
 
-OTHERS: list[dict[str, Any]] = [
-    {"node": "attending"},
-    {"model": answers("CT", label="another")},
-    {"model": answers("CT", temperature=0.5)},
-    {"model": Another(answer=lambda _: "CT")},
-    {"model": answers("CT").bind(stop=["x"])},
-    {"model": answers("CT").with_fallbacks([answers("CT", label="another")])},
-    {"messages": ASKED[:1]},
-    {"messages": ASKED[::-1]},
-    {"messages": [HumanMessage("You are a doctor."), HumanMessage("Which?")]},
-    {"messages": [SystemMessage("You are a doctor.Which?")]},
-    {"images": ["sha256:1"]},
-    {"images": ["sha256:1", "sha256:2"]},
-    {"images": ["sha256:2", "sha256:1"]},
-    {"specialty": "Radiologist"},
-    {"doctor": 2},
-    {"vote": 1},
-    {"vote": 2},
-]
+OTHERS: dict[str, dict[str, Any]] = {
+    "node": {"node": "attending"},
+    "model": {"model": answers("CT", label="another")},
+    "temperature": {"model": answers("CT", temperature=0.5)},
+    "class of the model": {"model": Another(answer=lambda _: "CT")},
+    "bound argument": {"model": answers("CT").bind(stop=["x"])},
+    "fallback": {"model": answers("CT").with_fallbacks([answers("CT", label="another")])},
+    "fewer messages": {"messages": ASKED[:1]},
+    "order of the messages": {"messages": ASKED[::-1]},
+    "kind of message": {"messages": [HumanMessage("You are a doctor."), HumanMessage("Which?")]},
+    "one message": {"messages": [SystemMessage("You are a doctor.Which?")]},
+    "image": {"images": ["sha256:1"]},
+    "images": {"images": ["sha256:1", "sha256:2"]},
+    "order of the images": {"images": ["sha256:2", "sha256:1"]},
+    "specialty": {"specialty": "Radiologist"},
+    "doctor": {"doctor": 2},
+    "vote": {"vote": 1},
+    "another vote": {"vote": 2},
+}
 
 
-@pytest.mark.parametrize("other", OTHERS, ids=str)
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_a_key_changes_with_all_that_an_answer_depends_on(other: dict[str, Any]) -> None:
     assert key(**other) != key()
 
 
 def test_no_two_others_are_the_same() -> None:
-    assert len({key(**other) for other in OTHERS}) == len(OTHERS)
+    assert len({key(**other) for other in OTHERS.values()}) == len(OTHERS)
 
 
 def test_no_two_of_these_models_are_the_same() -> None:

@@ -502,13 +502,11 @@ def test_a_png_says_nothing_of_people(kind: str, store: ImageStore) -> None:
         assert store.get(store.put(data)) == plain
 
 
-WEBPS = [encoded(Image.effect_noise((8, 6), sigma).convert("RGB"), "WEBP") for sigma in range(10, 40)]
-
-
 def webp(*more: tuple[bytes, bytes], flags: int) -> bytes:
-    """A WebP in its long form, with chunks after the picture."""
-    short = next(data for data in WEBPS if struct.unpack_from("<I", data, 16)[0] % 2)  # of an odd length: it is padded
-    parts = [(b"VP8X", struct.pack("<I", flags) + b"\7\0\0\5\0\0"), (short[12:16], short[20:-1]), *more]
+    """A WebP in its long form, with a profile of an odd length before the picture and more chunks after it."""
+    short = encoded(image("orange"), "WEBP")
+    start = (b"VP8X", struct.pack("<I", flags | 0x20) + b"\7\0\0\5\0\0")
+    parts = [start, (b"ICCP", b"odd"), (short[12:16], short[20:]), *more]
     body = b"".join(kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for kind, data in parts)
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
