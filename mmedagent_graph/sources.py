@@ -115,15 +115,14 @@ class Sources:
         path = Path.cwd() / given
         if "\0" in given or ".." in path.parts:
             return None
-        for folder in self._folders:
-            real = folder.resolve()
-            if path.is_relative_to(folder) or path.is_relative_to(real):
-                try:
-                    resolved = path.resolve()
-                except (OSError, RuntimeError):  # links in a circle
-                    return None
-                return resolved if resolved.is_relative_to(real) else None
-        return None
+        real = [folder.resolve() for folder in self._folders]
+        if not any(path.is_relative_to(folder) for folder in (*self._folders, *real)):
+            return None
+        try:
+            resolved = path.resolve()
+        except (OSError, RuntimeError):  # links in a circle
+            return None
+        return resolved if any(resolved.is_relative_to(folder) for folder in real) else None
 
     def _remote(self, address: str, limit: int) -> bytes:
         if not self._hosts:

@@ -69,7 +69,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize("kind", [Settings, Context])
-@pytest.mark.parametrize(("given", "parts"), WRONG, ids=str)
+@pytest.mark.parametrize(("given", "parts"), WRONG, ids=[str(given) for given, _ in WRONG])
 def test_what_is_wrong_is_named(given: dict[str, Any], parts: list[str], kind: Any) -> None:
     with pytest.raises(ValidationError) as raised:
         kind(**given)
@@ -230,7 +230,7 @@ def test_a_run_may_change_how_it_comes_to_its_decision(built: dict[str, Any], co
     assert result["decision"]["review"] == "approved"
 
 
-@pytest.mark.parametrize(("given", "parts"), WRONG, ids=str)
+@pytest.mark.parametrize(("given", "parts"), WRONG, ids=[str(given) for given, _ in WRONG])
 def test_a_wrong_context_is_refused_before_anything_is_asked(given: Any, parts: list[str], consult: Consult) -> None:
     triage = refers()
     with pytest.raises(ValueError) as raised:

@@ -243,7 +243,7 @@ def test_what_a_reviewer_hears_is_none_of_the_attendings_referrals(consult: Cons
     assert [one["specialty"] for one in result["opinions"]] == ["Radiologist", "Oncologist", "Surgeon"]
 
 
-@pytest.mark.parametrize(("given", "parts"), WRONG[:4] + WRONG[6:12:2], ids=str)
+@pytest.mark.parametrize(("given", "parts"), WRONG[:4] + WRONG[6:12:2], ids=lambda given: str(given)[:40])
 def test_a_verdict_that_cannot_be_used_is_told_and_asked_again(given: Any, parts: list[str], consult: Consult) -> None:
     attending, specialist = answers("CT"), answers("CT")
     ward = reviewed(attending=attending, specialists=specialist)

@@ -67,6 +67,14 @@ def test_a_relative_path(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ImageStore(clinic / "store", paths=folders).put("../secret.png")
 
 
+def test_a_link_from_one_allowed_folder_to_another(clinic: Path) -> None:
+    for folders in (["scans", "scans-2"], ["scans-2", "scans"]):
+        store = ImageStore(clinic / "store", paths=[clinic / folder for folder in folders])
+        assert store.get(store.put(clinic / "scans" / "near" / "a.png")) == PNG
+        with pytest.raises(ValueError, match="none of the folders"):
+            store.put(clinic / "scans" / "out.png")
+
+
 def test_a_folder_that_is_a_link(clinic: Path) -> None:
     (clinic / "link").symlink_to(clinic / "scans")
     store = ImageStore(clinic / "store", paths=[clinic / "link"])
