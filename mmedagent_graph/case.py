@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mmedagent_graph.answers import LETTERS, same_text
-from mmedagent_graph.chat import case_of_chat
+from mmedagent_graph.chat import case_of_chat, images_of_chat
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.state import CaseFields
 
@@ -31,7 +31,9 @@ class Case(BaseModel):
 
     @classmethod
     def of(cls, given: Any) -> "Case":
-        """The case in what a graph was given: a `Case`, its fields, or `messages`; a field stands before the messages.
+        """The case in what a graph was given: a `Case`, its fields, or `messages`.
+
+        A field stands before the messages; beside a question, nothing but their images is looked at.
 
         Raises:
             ValueError: naming the field and what is valid.
@@ -41,8 +43,11 @@ class Case(BaseModel):
         if not isinstance(given, Mapping):
             raise ValueError(f"input: cannot use a {type(given).__name__}; give a mapping with question or messages")
         fields = {name: given[name] for name in cls.model_fields if given.get(name) is not None}
-        if "question" not in fields and given.get("messages"):
-            fields = case_of_chat(given["messages"]) | fields
+        if given.get("messages"):
+            if "question" not in fields:
+                fields = case_of_chat(given["messages"]) | fields
+            elif "images" not in fields:
+                fields["images"] = images_of_chat(given["messages"])
         return cls.model_validate(fields)
 
     @field_validator("question")

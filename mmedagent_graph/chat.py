@@ -22,21 +22,22 @@ def case_of_chat(messages: Any) -> dict[str, Any]:
     conversation is about one patient. Earlier words are not looked at.
 
     Args:
-        messages: what LangChain takes for messages. Images may be in any of its block formats, and in OpenAI's,
-            Anthropic's or Google's; files (`application/dicom`) as file blocks.
+        messages: what LangGraph takes for messages. Images may be in any of LangChain's block formats, and in OpenAI's
+            or Anthropic's; files (`application/dicom`) as file blocks.
 
     Raises:
         ValueError: if there is no human message, or a block that is neither text nor an image.
     """
-    try:
-        human = [message for message in convert_to_messages(messages) if isinstance(message, HumanMessage)]
-    except (TypeError, NotImplementedError, ValueError) as error:
-        raise ValueError(f"messages: not a list of chat messages ({type(error).__name__})") from error
+    human = _human(messages)
     if not human:
         raise ValueError("messages: there is no human message; give the question as one")
     question, options = _options(str(human[-1].text))
-    shown = (_images(message) for message in reversed(human))
-    return {"question": question, "options": options, "images": next(filter(None, shown), [])}
+    return {"question": question, "options": options, "images": _shown(human)}
+
+
+def images_of_chat(messages: Any) -> list[str]:
+    """The images that a conversation is about, as in `case_of_chat`; it need not ask anything."""
+    return _shown(_human(messages))
 
 
 def asked(case: CaseFields) -> HumanMessage:
@@ -67,6 +68,18 @@ def _options(text: str) -> tuple[str, list[str]]:
     if len(letters) < 2 or letters != LETTERS[: len(letters)]:
         return text.strip(), []
     return "\n".join(lines[:found]).strip(), [match[2].strip() for match in matches]
+
+
+def _human(messages: Any) -> list[HumanMessage]:
+    try:
+        said = convert_to_messages(messages if isinstance(messages, list) else [messages])
+    except (TypeError, NotImplementedError, ValueError) as error:
+        raise ValueError(f"messages: not a list of chat messages ({type(error).__name__})") from error
+    return [message for message in said if isinstance(message, HumanMessage)]
+
+
+def _shown(human: Sequence[HumanMessage]) -> list[str]:
+    return next(filter(None, map(_images, reversed(human))), [])
 
 
 def _images(message: BaseMessage) -> list[str]:

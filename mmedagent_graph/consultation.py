@@ -6,10 +6,10 @@ references first, and a checkpoint stays small and holds nothing that only a hum
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, cast
 
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.runnables.graph import Graph
 from langgraph.graph.state import CompiledStateGraph, StateGraph
 from langgraph.types import Command
@@ -18,6 +18,7 @@ from pydantic import BaseModel, TypeAdapter
 from mmedagent_graph.case import Case
 from mmedagent_graph.chat import asked
 from mmedagent_graph.images import ImageStore
+from mmedagent_graph.nodes.standing import HANDLED
 from mmedagent_graph.state import ConsultationInput, ConsultationOutput, ConsultationState, DeliberationState
 
 ANEW: dict[str, Any] = dict.fromkeys(DeliberationState.__annotations__)
@@ -25,9 +26,10 @@ ANEW: dict[str, Any] = dict.fromkeys(DeliberationState.__annotations__)
 
 
 class Builder(StateGraph[ConsultationState, Any, Any, ConsultationOutput]):
-    """LangGraph's builder, with the store that images go to."""
+    """LangGraph's builder, with the store that images go to, and what is done with a run's context first."""
 
     images: ImageStore
+    prepare: Callable[[Any], None] | None
 
     def compile(self, *args: Any, **kwargs: Any) -> "Consultation":
         """Compile as LangGraph does, to a `Consultation`."""
@@ -46,22 +48,27 @@ class Consultation(CompiledStateGraph[ConsultationState, Any, ConsultationInput,
         """As in LangGraph.
 
         Raises:
-            ValueError: naming the field of the input and what is valid; or where the graph has a `timeout`, which
-                only `ainvoke` and `astream` can keep.
+            ValueError: naming the field of the input or of the context and what is valid; or where the graph has a
+                `timeout`, which only `ainvoke` and `astream` can keep.
         """
         if any(node.timeout for node in self.nodes.values()):
             raise ValueError(
                 "timeout: Python cannot cut off a sync call; use ainvoke, astream or abatch, or a model with a timeout"
             )
-        return super().stream(self._received(input, config), config, **self._durable(kwargs))
+        if self.builder.prepare and (context := kwargs.get("context")) is not None:
+            self.builder.prepare(context)
+        return super().stream(self._received(input, config), _remembering(config), **self._durable(kwargs))
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
-        """As in LangGraph; images are read and checked in a thread."""
+        """As in LangGraph; images are read and checked, and models loaded, in a thread."""
+        if self.builder.prepare and (context := kwargs.get("context")) is not None:
+            await asyncio.to_thread(self.builder.prepare, context)
         if _has_images(input):
             received = await asyncio.to_thread(self._received, input, config)
         else:
             received = self._received(input, config)
-        chunks = cast(AsyncGenerator[Any, None], super().astream(received, config, **self._durable(kwargs)))
+        chunks = super().astream(received, _remembering(config), **self._durable(kwargs))
+        chunks = cast(AsyncGenerator[Any, None], chunks)
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
@@ -108,4 +115,11 @@ def _has_images(given: Any) -> bool:
 
 
 def _nested(config: RunnableConfig | None) -> bool:
-    return bool((config or {}).get("configurable", {}).get("checkpoint_ns"))
+    """Whether a node of another graph calls; it need not have handed on its config."""
+    return bool(ensure_config(config).get("configurable", {}).get("checkpoint_ns"))
+
+
+def _remembering(config: RunnableConfig | None) -> RunnableConfig:
+    """The config, with room for the exceptions of this run that are dealt with."""
+    given = config or RunnableConfig()
+    return {**given, "configurable": {**given.get("configurable", {}), HANDLED: []}}

@@ -70,3 +70,9 @@ class Context(BaseModel):
     """Interrupt before a decision is released, for a human's approval."""
     max_referrals: Count | None = None
     """How often the attending may ask for another specialty before it decides."""
+
+    def models(self) -> list[tuple[str, str]]:
+        """The model strings that it names, each with the node it is named for."""
+        specialists = self.specialists if isinstance(self.specialists, list) else [self.specialists]
+        named = [("triage", self.triage), *(("specialists", one) for one in specialists), ("attending", self.attending)]
+        return [(node, name) for node, name in named if name is not None]

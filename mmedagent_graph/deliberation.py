@@ -1,28 +1,37 @@
 """From opinions to a decision where one answer of the attending is not all: votes, further referrals, review.
 
-    specialist -> decide -> vote (in parallel) -> decide -> review -> END
-                                                    |          |
-                                       specialist <-+----------+
+    specialist -> attending -> vote (in parallel) -> attending -> review -> END
+                                                         |           |
+                                            specialist <-+-----------+
 
-`decide` is asked whenever opinions or votes have come in, and says what happens next. A single answer is asked of the
-node `attending`, several of the node `vote`: the same physician, but a failed vote is only one vote less.
+The node `attending` runs whenever opinions or votes have come in, and says what happens next. Where a single answer is
+wanted it asks the physician itself; several are asked in the node `vote`, where a failure is only one vote less.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.errors import NodeError
 from langgraph.graph import END
-from langgraph.runtime import get_runtime
 from langgraph.types import Command, Send
 
 from mmedagent_graph.chat import reply
 from mmedagent_graph.context import Settings
 from mmedagent_graph.events import Decided, Referred, Tallied, announce, events
 from mmedagent_graph.nodes.attending import attending_input, failed_vote
+from mmedagent_graph.nodes.base import Answering, Update
 from mmedagent_graph.review import Change, Hear, ask_reviewer, changed
-from mmedagent_graph.state import Ballot, CaseFields, DeliberationState, Opinion, Referral, SpecialistInput
+from mmedagent_graph.state import (
+    Ballot,
+    CaseFields,
+    DeliberationState,
+    Opinion,
+    Referral,
+    SpecialistInput,
+    add_votes,
+)
 from mmedagent_graph.votes import budget, decide, outstanding, winner
 
 
@@ -38,46 +47,52 @@ def hear(case: CaseFields, specialty: str, heard: Sequence[Opinion], count: int)
 
 @dataclasses.dataclass(frozen=True)
 class Deliberation:
-    """The nodes of it.
+    """What becomes of opinions and votes.
 
     Args:
-        settings: as the graph was built; a run's context may change them.
+        settings: those of this run.
         doctors: how many doctors a specialty has in this run.
         specialties: those that there are.
     """
 
-    settings: Settings
+    settings: Callable[[], Settings]
     doctors: Callable[[str], int]
     specialties: Sequence[str]
 
-    def decide(self, state: DeliberationState) -> Command[Any]:
-        """Call for votes, ask for a further specialty, or decide."""
-        settings = self._settings()
-        votes, opinions = state["votes"], state["opinions"]
+    def ballot(self, state: DeliberationState) -> Ballot | None:
+        """What the attending itself is asked; None where votes are to be cast, or have been."""
+        settings, votes = self.settings(), state["votes"]
+        missing = outstanding(votes, settings.votes, state["opinions"])
+        single = missing == 1 and not votes
+        # the only hope: no error handler here, so that a failure is the run's, and the run can be resumed
+        unvoted = bool(votes) and not missing and all(vote["error"] for vote in votes)
+        return self._ballots(state, settings, 1)[0] if single or unvoted else None
+
+    def decide(self, update: Update, state: DeliberationState) -> Command[Any]:
+        """Call for votes, ask for a further specialty, or decide; `update` is the attending's own answer, if any."""
+        settings, opinions = self.settings(), state["opinions"]
+        votes = add_votes(state["votes"], update.get("votes", []))
         missing = outstanding(votes, settings.votes, opinions)
         if votes:
             tally = decide(votes, opinions)["tally"]
             announce(Tallied(event="votes", cast=len(votes), budget=budget(settings.votes, opinions), tally=tally))
-        if missing > 1 or (missing and votes):
-            return Command(goto=[Send("vote", ballot) for ballot in self._ballots(state, settings, missing)])
-        if missing or all(vote["error"] for vote in votes):
-            # the only hope: no error handler here, so that a failure is the run's, and the run can be resumed
-            return Command(goto=[Send("attending", ballot) for ballot in self._ballots(state, settings, 1)])
+        if missing:
+            return Command(update=update, goto=[Send("vote", one) for one in self._ballots(state, settings, missing)])
         won = winner(votes, opinions)
         if won and won["refer"]:
-            return self._refer(state, Referral(specialty=won["refer"], reasoning=won["reasoning"]))
+            return self._refer(update, state, Referral(specialty=won["refer"], reasoning=won["reasoning"]))
         decision = decide(votes, opinions, settings.abstain_below)
         announce(Decided(event="decision", decision=decision))
         if settings.review:
-            return Command(update={"decision": decision}, goto="review")
-        return Command(update={"decision": decision, "messages": [reply(decision)]}, goto=END)
+            return Command(update={**update, "decision": decision}, goto="review")
+        return Command(update={**update, "decision": decision, "messages": [reply(decision)]}, goto=END)
 
     def unvoted(self, state: Ballot, error: NodeError) -> Command[Any]:
         """A failed vote says so, and the others are counted."""
         update = failed_vote(state, error.error)
         for event in events(update, state):
             announce(event)
-        return Command(update=update, goto="decide")
+        return Command(update=update, goto="attending")
 
     def review(self, state: DeliberationState) -> Command[Any]:
         """Wait for a human, and release the decision, change it, or hear one more specialist."""
@@ -96,9 +111,6 @@ class Deliberation:
         announce(Decided(event="decision", decision=decision))
         return Command(update={"decision": decision, "messages": [reply(decision)]}, goto=END)
 
-    def _settings(self) -> Settings:
-        return self.settings.changed_by(get_runtime().context)
-
     def _ballots(self, state: DeliberationState, settings: Settings, count: int) -> list[Ballot]:
         given, offered = attending_input(state), list[str]()
         if len(state["further"]) < settings.max_referrals:
@@ -107,9 +119,32 @@ class Deliberation:
         first = len(state["votes"]) + 1
         return [Ballot(**given, vote=vote, may_refer=offered) for vote in range(first, first + count)]
 
-    def _refer(self, state: DeliberationState, referral: Referral) -> Command[Any]:
+    def _refer(self, update: Update, state: DeliberationState, referral: Referral) -> Command[Any]:
         """The attending's wish: the whole panel of one more specialty, after which it votes anew."""
         announce(Referred(event="referral", by="attending", referral=referral))
         specialty = str(referral["specialty"])
         sends = hear(state["case"], specialty, state["opinions"], self.doctors(specialty))
-        return Command(update={"further": [referral], "votes": None}, goto=sends)
+        return Command(update={**update, "further": [referral], "votes": None}, goto=sends)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """The attending where it may have to answer: asked itself, or not at all.
+
+    Args:
+        attending: who answers.
+        ballot: what it is asked; None: nothing.
+    """
+
+    attending: Answering
+    ballot: Callable[[DeliberationState], Ballot | None]
+
+    def call(self, state: DeliberationState, config: RunnableConfig | None) -> Update:
+        """Its answer as a vote, or nothing."""
+        ballot = self.ballot(state)
+        return self.attending.call(ballot, config) if ballot else {}
+
+    async def acall(self, state: DeliberationState, config: RunnableConfig | None) -> Update:
+        """Its answer as a vote, or nothing."""
+        ballot = self.ballot(state)
+        return await self.attending.acall(ballot, config) if ballot else {}

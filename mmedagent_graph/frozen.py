@@ -22,8 +22,8 @@ NAMESPACE = "mmedagent-graph"
 class FrozenAnswers:
     """The answers that a LangGraph cache holds.
 
-    A model is known by its class and what LangChain's `asdict()` tells of it (`_identifying_params`), which a chat
-    model class of one's own must therefore define.
+    A model is known by its class, the addresses among its fields, and what LangChain's `asdict()` tells of it
+    (`_identifying_params`), which a chat model class of one's own must therefore define.
     """
 
     def __init__(self, cache: BaseCache[Any]) -> None:
@@ -60,5 +60,6 @@ def _identity(model: Any) -> Any:
     if isinstance(model, RunnableWithFallbacks):
         return [_identity(model.runnable), *map(_identity, model.fallbacks)]
     if isinstance(model, BaseChatModel):
-        return [f"{type(model).__module__}.{type(model).__qualname__}", model.asdict()]
+        addresses = [value for _, value in model if isinstance(value, str) and "://" in value]
+        return [f"{type(model).__module__}.{type(model).__qualname__}", model.asdict(), addresses]
     return repr(model)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from langchain_core.language_models import BaseChatModel
 from langgraph.cache.base import BaseCache
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
@@ -24,10 +25,11 @@ from mmedagent_graph.answers import same_text
 from mmedagent_graph.chat import reply
 from mmedagent_graph.consultation import Builder, Consultation
 from mmedagent_graph.context import Context, Settings, Votes
-from mmedagent_graph.deliberation import Deliberation, hear
+from mmedagent_graph.deliberation import Alone, Deliberation, hear
 from mmedagent_graph.events import announce, events
 from mmedagent_graph.frozen import FrozenAnswers
 from mmedagent_graph.images import ImageStore, default_store
+from mmedagent_graph.models import load_model, once
 from mmedagent_graph.nodes import Attending, Node, Specialist, Swappable, Triage, Voter
 from mmedagent_graph.nodes.attending import attending_input
 from mmedagent_graph.nodes.base import Answering, Update
@@ -117,36 +119,28 @@ def build_graph(
         )
     pictures = images or default_store()
     frozen = FrozenAnswers(cache) if cache is not None else None
-    changeable = isinstance(context_schema, type) and issubclass(context_schema, Context)
-    deliberates = changeable or settings.deliberates
+    changes = context_schema if isinstance(context_schema, type) and issubclass(context_schema, Context) else None
+    deliberates = changes is not None or settings.deliberates
+    load = once(load_model)
 
     def standing(node: Node, given: Swappable, argument: str, samples: bool = False) -> Answering:
-        built = answering(node, given, argument, frozen, samples)
-        if not changeable:
+        built = answering(node, given, argument, frozen, samples, load)
+        if not changes:
             return built
-        return ByContext(built, _choice(node.name), lambda name: answering(node, name, argument, frozen, samples))
+        return ByContext(built, _choice(node.name), lambda name: answering(node, name, argument, frozen, samples, load))
 
     panels = _panels(specialists, specialties, doctors, Specialist(pictures), standing)
 
     def panel_size(specialty: str) -> int:
-        named = getattr(get_runtime().context, "specialists", None) if changeable else None
+        named = getattr(get_runtime().context, "specialists", None) if changes else None
         return len(named) if isinstance(named, list) else len(panels[specialty])
-
-    deliberation = Deliberation(settings, panel_size, specialties)
-    decided = "decide" if deliberates else "attending"
 
     def refer(state: ConsultationState) -> list[Send] | str:
         specialty = state["referral"]["specialty"] if state["referral"] else None
-        return decided if specialty is None else hear(state["case"], specialty, [], panel_size(specialty))
-
-    def unheard(state: SpecialistInput, error: NodeError) -> Command[Any]:
-        update = failed(state, error.error)
-        for event in events(update, state):
-            announce(event)
-        return Command(update=update, goto=decided)
+        return "attending" if specialty is None else hear(state["case"], specialty, [], panel_size(specialty))
 
     retries, timeouts = _by_node(retry_policy, "retry_policy"), _by_node(timeout, "timeout")
-    on_error = {"specialist": unheard, **_by_node(error_handler, "error_handler")}
+    on_error = {"specialist": _unheard, **_by_node(error_handler, "error_handler")}
 
     builder = Builder(
         DeliberationState if deliberates else ConsultationState,
@@ -154,29 +148,29 @@ def build_graph(
         context_schema=context_schema,
     )
     builder.images = pictures
+    builder.prepare = _preparation(changes, settings, load) if changes else None
 
     def add(name: str, who: Answering, as_node: str | None = None, **given: Any) -> None:
         """Add a node; one that stands in for another (`as_node`) is retried and timed as that is."""
-        enter, leave = given.pop("enter", None), given.pop("leave", None)
         given = {"error_handler": on_error.get(name)} | given
         kind = as_node or name
-        node = Standing(who, name, enter, leave)
+        node = Standing(who, name, given.pop("enter", None), given.pop("leave", None), bool(given["error_handler"]))
         builder.add_node(name, node, retry_policy=retries.get(kind), timeout=timeouts.get(kind), **given)
 
     add("triage", standing(Triage(specialties, pictures), triage, "triage"), enter=_triage_input)
     add("specialist", ByDoctor(panels), input_schema=SpecialistInput)
     builder.add_edge(START, "triage")
-    builder.add_conditional_edges("triage", refer, ["specialist", decided])
-    builder.add_edge("specialist", decided)
+    builder.add_conditional_edges("triage", refer, ["specialist", "attending"])
+    builder.add_edge("specialist", "attending")
     if deliberates:
-        voter = Voter(pictures)
-        add("attending", standing(voter, attending, "attending"), input_schema=Ballot)
+        current = (lambda: settings.changed_by(get_runtime().context)) if changes else (lambda: settings)
+        deliberation, voter = Deliberation(current, panel_size, specialties), Voter(pictures)
+        alone = Alone(standing(voter, attending, "attending"), deliberation.ballot)
+        ahead = ("vote", "specialist", "review", END)
+        add("attending", alone, leave=deliberation.decide, destinations=ahead)
         voting = standing(voter, attending, "attending", samples=True)
         add("vote", voting, "attending", input_schema=Ballot, error_handler=deliberation.unvoted)
-        builder.add_edge("attending", "decide")
-        builder.add_edge("vote", "decide")
-        ahead = ("attending", "vote", "specialist", "review", END)
-        builder.add_node("decide", deliberation.decide, destinations=ahead)
+        builder.add_edge("vote", "attending")
         builder.add_node("review", deliberation.review, destinations=("specialist", END))
     else:
         deciding = standing(Attending(pictures), attending, "attending")
@@ -201,8 +195,33 @@ def _triage_input(state: ConsultationState) -> TriageInput:
     return TriageInput(**state["case"])
 
 
-def _replied(update: Update) -> Update:
-    return {"messages": [reply(update["decision"])]}
+def _replied(update: Update, _: Any) -> Update:
+    return {**update, "messages": [reply(update["decision"])]}
+
+
+def _unheard(state: SpecialistInput, error: NodeError) -> Command[Any]:
+    """What becomes of a failed specialist."""
+    update = failed(state, error.error)
+    for event in events(update, state):
+        announce(event)
+    return Command(update=update, goto="attending")
+
+
+def _preparation(
+    schema: type[Context], settings: Settings, load: Callable[[str], BaseChatModel]
+) -> Callable[[Any], None]:
+    """What is done with a run's context first: a mistake in it is told before anybody is asked."""
+
+    def prepare(given: Any) -> None:
+        context = given if isinstance(given, Context) else schema.model_validate(given)
+        settings.changed_by(context)
+        for node, named in context.models():
+            try:
+                load(named)
+            except ValueError as error:
+                raise ValueError(f"{node}: {error}") from error
+
+    return prepare
 
 
 def _panels(
@@ -219,7 +238,7 @@ def _panels(
             if not given:
                 raise ValueError("specialists: the list is empty; give one entry for each doctor")
             return [standing(node, doctor, f"specialists[{i}]") for i, doctor in enumerate(given)]
-        if doctors < 1:
+        if not isinstance(doctors, int) or doctors < 1:
             raise ValueError(f"doctors: {doctors} is not a number of doctors; give 1 or more")
         return [standing(node, given, "specialists")] * doctors
 

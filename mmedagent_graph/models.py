@@ -8,15 +8,21 @@ needs no torch. Any other provider is left to `langchain.chat_models.init_chat_m
 import asyncio
 import functools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncGenerator, Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import Runnable, RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import SecretStr
 
+ChatModel = Runnable[Any, Any]
+"""A chat model, as it is or with retries, fallbacks or bound arguments around it."""
+Model = TypeVar("Model", bound=ChatModel)
 GROUP = "mmedagent_graph.models"
 TIMEOUT = 600.0
 """Seconds that a served model may be silent: the limit of OpenAI's own client, which ChatOpenAI lifts. Of a whole node
@@ -54,9 +60,30 @@ def load_model(name: str) -> BaseChatModel:
     return chat_model
 
 
-def sampled(model: BaseChatModel) -> BaseChatModel:
+def once(load: Callable[[str], BaseChatModel]) -> Callable[[str], BaseChatModel]:
+    """The same, but each model is loaded once only, however many ask for it at a time."""
+    lock, loaded = threading.Lock(), dict[str, BaseChatModel]()
+
+    def load_once(name: str) -> BaseChatModel:
+        with lock:
+            if name not in loaded:
+                loaded[name] = load(name)
+            return loaded[name]
+
+    return load_once
+
+
+def sampled(model: Model) -> Model:
     """A model that answers anew each time: at temperature 1 where its own is 0, else as it is."""
-    return model.model_copy(update={"temperature": 1.0}) if getattr(model, "temperature", None) == 0.0 else model
+    if isinstance(model, RunnableBindingBase):
+        warmer = {"temperature": 1.0} if model.kwargs.get("temperature") == 0.0 else {}
+        return model.model_copy(update={"bound": sampled(model.bound), "kwargs": {**model.kwargs, **warmer}})
+    if isinstance(model, RunnableWithFallbacks):
+        fallbacks = [sampled(fallback) for fallback in model.fallbacks]
+        return model.model_copy(update={"runnable": sampled(model.runnable), "fallbacks": fallbacks})
+    if isinstance(model, BaseChatModel) and getattr(model, "temperature", None) == 0.0:
+        return model.model_copy(update={"temperature": 1.0})
+    return model
 
 
 def _openai(model: str) -> BaseChatModel:
@@ -83,17 +110,31 @@ def _vllm(model: str) -> BaseChatModel:
 
 @functools.cache
 def _async_client() -> Any:
-    """A client for one event loop after another. ChatOpenAI's own serves only the first (langchain issue 35783)."""
-    from openai import DefaultAsyncHttpxClient
+    """A client for one event loop after another. ChatOpenAI's own serves only the first (langchain issue 35783).
 
-    pools: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
+    It is over aiohttp, since httpx looks at each of its idle connections at every request, which is what most of a
+    batch's time would go to.
+    """
+    from openai import DefaultAioHttpClient, DefaultAsyncHttpxClient
+
+    pools: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None]]] = WeakKeyDictionary()
+
+    async def until_the_loop_ends(loop: asyncio.AbstractEventLoop, pool: Any) -> AsyncGenerator[None]:
+        try:
+            yield  # asyncio.run finishes the async generators that it finds unfinished
+        finally:
+            del pools[loop]
+            await pool.aclose()
 
     class Client(DefaultAsyncHttpxClient):
         async def send(self, *args: Any, **kwargs: Any) -> Any:
             """Over a pool of the running loop's own: a connection dies with its loop."""
             loop = asyncio.get_running_loop()
-            pool = pools.get(loop) or pools.setdefault(loop, DefaultAsyncHttpxClient())
-            return await pool.send(*args, **kwargs)
+            if loop not in pools:
+                pool = DefaultAioHttpClient()
+                pools[loop] = pool, until_the_loop_ends(loop, pool)
+                await anext(pools[loop][1])
+            return await pools[loop][0].send(*args, **kwargs)
 
     return Client()
 

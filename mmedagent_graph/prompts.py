@@ -93,6 +93,8 @@ def _opinion_lines(opinion: Opinion) -> list[str]:
 
 def _messages(system: list[str], user: list[str], state: CaseFields, store: ImageStore) -> list[BaseMessage]:
     """Images come before the words of the user's turn, where Qwen2.5-VL and TRL put them."""
+    words = "\n".join(user)
+    if not state["images"]:  # a plain text: servers of models that only read take nothing else
+        return [SystemMessage("\n".join(system)), HumanMessage(words)]
     blocks: list[str | dict[str, str]] = [store.block(ref) for ref in state["images"]]
-    blocks.append({"type": "text", "text": "\n".join(user)})
-    return [SystemMessage("\n".join(system)), HumanMessage(blocks)]
+    return [SystemMessage("\n".join(system)), HumanMessage([*blocks, {"type": "text", "text": words}])]

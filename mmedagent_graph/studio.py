@@ -31,9 +31,8 @@ class ServedContext(Context):
     @model_validator(mode="after")
     def _models_are_allowed(self) -> Self:
         allowed = _listed("MMEDAGENT_MODELS")
-        specialists = self.specialists if isinstance(self.specialists, list) else [self.specialists]
-        for name in (self.triage, *specialists, self.attending):
-            if allowed and name is not None and name not in allowed:
+        for _, name in self.models():
+            if allowed and name not in allowed:
                 raise ValueError(f"model {name!r} is not allowed here; allowed are {', '.join(allowed)}")
         return self
 

@@ -107,7 +107,7 @@ def _attending(chart: Chart) -> str:
     """The votes and the decision, or that they are awaited."""
     if chart.decision:
         return _votes(chart) + _decision(chart, chart.decision)
-    working = chart.at_work["attending"] + chart.at_work["vote"] + chart.at_work["decide"]
+    working = chart.at_work["attending"] + chart.at_work["vote"]
     if chart.votes or chart.budget > 1:
         return _votes(chart)
     return _section("Attending", '<p class="waiting">Weighing the opinions</p>') if working else ""

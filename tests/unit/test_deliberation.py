@@ -124,7 +124,6 @@ def test_votes_are_samples(own: float | None, asked: float | None, consult: Cons
     assert single.warmth == [own]  # one answer is no sample
 
 
-# BUG: only a bare model is warmed: wrapped ones vote greedily, so that all votes are one and the confidence is 1.0
 @pytest.mark.parametrize("kind", ["with_config", "bind", "with_fallbacks", "with_retry"])
 def test_votes_of_a_wrapped_model_are_samples_too(kind: str, consult: Consult) -> None:
     model = answers("CT", temperature=0.0)
@@ -215,9 +214,6 @@ def test_where_all_votes_fail_the_run_fails_and_can_be_resumed(votes: Any, consu
     assert consult(given_, QUESTION, THREAD)["decision"]["votes"] == (1 if votes == 1 else 3 if votes == 3 else 2)
 
 
-# BUG: the run ends without an error and without a decision (None). LangGraph (pregel/_runner.py, 1.2.22) remembers
-# handled exceptions by their id() for the whole run: one that is raised again is not raised, and neither is a new one
-# (one run in a few hundred) that lies where a handled one lay before it was freed.
 def test_where_all_votes_fail_with_the_same_exception_the_run_fails(consult: Consult) -> None:
     with pytest.raises(ConnectionError, match="down"):
         consult(graph(attending=breaks(ConnectionError("down")), votes=3), QUESTION)

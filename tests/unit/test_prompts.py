@@ -89,8 +89,10 @@ def test_one_system_turn_and_one_user_turn(render: Render, store: ImageStore) ->
 def test_every_image_reaches_the_user_turn_before_the_words(render: Render, count: int, store: ImageStore) -> None:
     scans = [encoded(image(color)) for color in ["red", "green", "blue"][:count]]
     system, user = render(state(images=[store.put(scan) for scan in scans]), store)
-    assert isinstance(user.content, list)
-    assert [block["type"] for block in user.content if isinstance(block, dict)] == ["image"] * count + ["text"]
+    if count == 0:  # servers of models that only read take nothing but a plain text
+        assert isinstance(user.content, str)
+    else:
+        assert [block["type"] for block in user.content if isinstance(block, dict)] == ["image"] * count + ["text"]
     assert pictures([user]) == scans
     assert pictures([system]) == []
 

@@ -5,7 +5,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from fakes import QUESTION, THREAD, Consult, answers, consulting, graph, opinion, said
+from fakes import QUESTION, THREAD, Consult, answers, breaks, consulting, graph, opinion, said
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_config, get_store
@@ -59,9 +59,9 @@ async def test_a_node_is_given_what_enter_makes_of_the_state() -> None:
     assert await both(entered, {"case": "a case", "more": 1}) == {"said": "Anna to a case"}
 
 
-async def test_leave_adds_to_the_update() -> None:
-    left = Standing(Named("Anna"), "n", leave=lambda update: {"messages": [update["said"].upper()]})
-    assert await both(left, "me") == {"said": "Anna to me", "messages": ["ANNA TO ME"]}
+async def test_leave_makes_what_is_written_of_update_and_input() -> None:
+    left = Standing(Named("Anna"), "n", leave=lambda update, given: {"messages": [update["said"].upper(), given]})
+    assert await both(left, "me") == {"messages": ["ANNA TO ME", "me"]}
     assert left.name == "n"
 
 
@@ -221,7 +221,6 @@ def test_a_node_may_take_its_config_as_an_argument(consult: Consult) -> None:
 WARD: ContextVar[str] = ContextVar("ward", default="none")
 
 
-# BUG: "invoke" of an async node: it runs in a thread that is not given the caller's context, as LangGraph's are
 @pytest.mark.parametrize("kind", ["sync", "async", "both"])
 def test_the_callers_context_variables_are_reached(kind: str, consult: Consult) -> None:
     token = WARD.set("W7")
@@ -243,3 +242,23 @@ def test_a_node_may_remember_from_case_to_case(consult: Consult) -> None:
 
     given = graph(attending=counts, store=InMemoryStore(), checkpointer=InMemorySaver())
     assert [consult(given, QUESTION, THREAD)["decision"]["answer"] for _ in range(3)] == ["CT", "MRI", "PET"]
+
+
+# Failures, which LangGraph knows by their id
+
+
+class RefusedError(Exception):
+    """One whose constructor wants more than its arguments, as those of API clients do."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def test_a_failure_that_was_dealt_with_is_raised_again_as_another_object(consult: Consult) -> None:
+    refused = RefusedError("slow down", status=429)
+    broken = breaks(refused)
+    with pytest.raises(RefusedError, match="slow down") as raised:
+        consult(graph(specialists=broken, attending=broken), QUESTION)
+    assert raised.value is not refused
+    assert (raised.value.status, raised.value.args, raised.value.__cause__) == (429, ("slow down",), refused)
