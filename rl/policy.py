@@ -26,7 +26,8 @@ from rl.models import folder_of, load_model, load_processor
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
-PLAIN = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+PLAIN = {"do_sample": True, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 PATIENCE = 0.01
 """Seconds that a batch waits for company after its first request."""
 
@@ -125,8 +126,8 @@ class PolicyChatModel(BaseChatModel):
     def answer(self, prompts: Sequence[list[BaseMessage]]) -> list[AIMessage]:
         """Answer several prompts in one forward pass, padded on the left."""
         inputs = tokenize(self.processor, prompts).to(self.model.device)
-        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        sampling |= PLAIN  # whatever the checkpoint's own generation config says: as TRL samples
+        # whatever the checkpoint's own generation config says: as TRL samples
+        sampling = {**PLAIN, "temperature": self.temperature} if self.temperature else GREEDY
         training = self.model.training
         self.model.eval()
         with torch.inference_mode():

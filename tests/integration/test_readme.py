@@ -37,22 +37,21 @@ def test_a_snippet_runs(snippet: str, tmp_path: Path):
     subprocess.run([sys.executable, "-c", snippet], check=True, cwd=tmp_path, env=ENVIRONMENT)
 
 
-def flags_by_module() -> dict[str, set[str]]:
-    """The flags that the README gives to each module."""
-    flags: dict[str, set[str]] = {}
-    for command in COMMANDS:
-        words = shlex.split(command)
-        modules = [word for word in words if word.startswith("rl.")]
-        if modules:
-            given = words[words.index(modules[0]) :]
-            flags.setdefault(modules[0], set()).update(word for word in given if word.startswith("--"))
+def flags_by_command() -> dict[tuple[str, ...], set[str]]:
+    """The flags that the README gives to each `python -m` command."""
+    flags: dict[tuple[str, ...], set[str]] = {}
+    for words in map(shlex.split, COMMANDS):
+        if "-m" in words:
+            named, given = words[words.index("-m") + 1 :], [word for word in words if word.startswith("--")]
+            command = named[:2] if named[0] == "mmedagent_graph" else named[:1]
+            flags.setdefault(tuple(command), set()).update(given)
     return flags
 
 
-@pytest.mark.parametrize(("module", "flags"), flags_by_module().items())
-def test_a_command_takes_the_flags_that_the_readme_gives_it(module: str, flags: set[str]):
+@pytest.mark.parametrize(("command", "flags"), flags_by_command().items(), ids=str)
+def test_a_command_takes_the_flags_that_the_readme_gives_it(command: tuple[str, ...], flags: set[str]):
     usage = subprocess.run(
-        [sys.executable, "-m", module, "--help"], check=True, capture_output=True, text=True, env=ENVIRONMENT
+        [sys.executable, "-m", *command, "--help"], check=True, capture_output=True, text=True, env=ENVIRONMENT
     ).stdout
     missing = {flag for flag in flags - {"--config"} if not re.search(rf"{flag}\b", usage)}
     assert not missing

@@ -19,6 +19,7 @@ from rl.models import BASE
 from tests.integration.servers.vllm_server import served
 
 AT_ONCE = 32
+pytestmark = pytest.mark.timeout(900)  # the first of them starts the server
 FIELDS = "usage", "referral", "opinions", "decision"
 
 

@@ -99,7 +99,7 @@ def test_the_schemas_tell_a_user_what_to_give(client):
 def test_the_graph_can_be_drawn(client):
     (assistant,) = client.assistants.search(graph_id=GRAPH)
     drawn = client.assistants.get_graph(assistant["assistant_id"])
-    assert {"triage", "specialist", "decide", "attending", "review"} <= {node["id"] for node in drawn["nodes"]}
+    assert {"triage", "specialist", "attending", "review"} <= {node["id"] for node in drawn["nodes"]}
 
 
 def test_a_run_streams_what_happens(client, case):
