@@ -89,7 +89,7 @@ def sampled(model: Model) -> Model:
 def _openai(model: str) -> BaseChatModel:
     from langchain_openai import ChatOpenAI  # half a second of import, paid only where it is used
 
-    return ChatOpenAI(model=model, timeout=TIMEOUT, http_async_client=_async_client())
+    return ChatOpenAI(model=model, timeout=TIMEOUT, http_async_client=async_client())
 
 
 def _vllm(model: str) -> BaseChatModel:
@@ -104,16 +104,16 @@ def _vllm(model: str) -> BaseChatModel:
         temperature=0.0,  # where votes are cast, `sampled` makes it 1
         use_responses_api=False,
         stream_usage=True,  # ChatOpenAI by itself asks only OpenAI's own server for it
-        http_async_client=_async_client(),
+        http_async_client=async_client(),
     )
 
 
 @functools.cache
-def _async_client() -> Any:
-    """A client for one event loop after another. ChatOpenAI's own serves only the first (langchain issue 35783).
+def async_client() -> Any:
+    """The connections of `openai:` and `vllm:` models; for one of your own, `ChatOpenAI(http_async_client=...)`.
 
-    It is over aiohttp, since httpx looks at each of its idle connections at every request, which is what most of a
-    batch's time would go to.
+    It serves one event loop after another; ChatOpenAI's own serves only the first (langchain issue 35783). It is over
+    aiohttp, since httpx looks at each of its idle connections at every request, which takes most of a batch's time.
     """
     from openai import DefaultAioHttpClient, DefaultAsyncHttpxClient
 

@@ -12,6 +12,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import RetryPolicy
 
 from mmedagent_graph import build_graph
+from mmedagent_graph.models import async_client
 from tests.stub_server import FAULTS, StubServer
 
 CASE = {"question": "Is the heart enlarged?", "options": ["yes", "no"]}
@@ -24,7 +25,6 @@ RETRY = RetryPolicy(initial_interval=0.01, max_attempts=2, retry_on=Exception)
 ASYNC, SYNC = "ainvoke", "invoke"
 # A server that drips keeps every read alive: only the async callers' timeout of a whole node ends that.
 FAULTS_OF = {ASYNC: sorted(FAULTS), SYNC: sorted(set(FAULTS) - {"drip"})}
-LOOP = asyncio.Runner()  # one for a run and its resume: a ChatOpenAI keeps its connections, which belong to a loop
 EVERY = [(way, fault) for way, faults in FAULTS_OF.items() for fault in faults]
 
 
@@ -33,7 +33,8 @@ def consultation(server: StubServer, way: str, **given: Any) -> Any:
 
     def model(name: str) -> ChatOpenAI:
         timeout = PATIENCE if way == SYNC else None
-        return ChatOpenAI(model=name, base_url=server.url, api_key="x", max_retries=0, timeout=timeout)
+        more = {"max_retries": 0, "timeout": timeout, "http_async_client": async_client()}
+        return ChatOpenAI(model=name, base_url=server.url, api_key="x", **more)
 
     return build_graph(
         triage=model("triage"),
@@ -48,7 +49,7 @@ def run(graph: Any, way: str, given: Any = CASE) -> dict[str, Any]:
     """The consultation, which must end soon, one way or the other."""
     start = time.monotonic()
     try:
-        return graph.invoke(given, THREAD) if way == SYNC else LOOP.run(graph.ainvoke(given, THREAD))
+        return graph.invoke(given, THREAD) if way == SYNC else asyncio.run(graph.ainvoke(given, THREAD))
     finally:
         assert time.monotonic() - start < 10 * PATIENCE
 
@@ -126,7 +127,7 @@ def test_a_fault_of_one_consultation_is_none_of_the_others():
         return await asyncio.gather(*(graph.ainvoke(CASE, thread) for thread in threads))
 
     with StubServer(SAID, faults=faults) as server:
-        results = LOOP.run(everybody(consultation(server, ASYNC, timeout=5)))
+        results = asyncio.run(everybody(consultation(server, ASYNC, timeout=5)))
     heard = [result["decision"]["opinions"] for result in results]
     failed = [sum(bool(opinion["error"]) for opinion in result["opinions"]) for result in results]
     assert [h + f for h, f in zip(heard, failed, strict=True)] == [3] * 30
