@@ -40,10 +40,17 @@ def images_of_chat(messages: Any) -> list[str]:
     return _shown(_human(messages))
 
 
-def asked(case: CaseFields) -> HumanMessage:
-    """The case as a human message for a chat's record: with the images' references, not their bytes."""
+def asked(case: CaseFields, messages: Any = None) -> HumanMessage:
+    """The case as a human message for a chat's record: with the images' references, not their bytes.
+
+    Args:
+        case: the case.
+        messages: the chat that asked it; the message keeps its id.
+    """
+    human = _human(messages) if messages else []
     options = [f"{LETTERS[i]}. {option}" for i, option in enumerate(case["options"])]
-    return HumanMessage("\n".join([case["question"], *options, *(f"[image {ref}]" for ref in case["images"])]))
+    lines = [case["question"], *options, *(f"[image {ref}]" for ref in case["images"])]
+    return HumanMessage("\n".join(lines), id=human[-1].id if human else None)
 
 
 def reply(decision: Decision) -> AIMessage:

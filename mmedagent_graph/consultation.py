@@ -6,30 +6,38 @@ references first, and a checkpoint stays small and holds nothing that only a hum
 
 import asyncio
 import contextlib
+import contextvars
+import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.runnables.graph import Graph
 from langgraph.graph.state import CompiledStateGraph, StateGraph
+from langgraph.runtime import get_runtime
 from langgraph.types import Command
 from pydantic import BaseModel, TypeAdapter
 
 from mmedagent_graph.case import Case
 from mmedagent_graph.chat import asked
+from mmedagent_graph.context import Context, Contexts
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.nodes.standing import HANDLED
 from mmedagent_graph.state import ConsultationInput, ConsultationOutput, ConsultationState, DeliberationState
 
 ANEW: dict[str, Any] = dict.fromkeys(DeliberationState.__annotations__)
 """Nothing of an earlier consultation on the same thread: None begins every channel anew."""
+LOADING = ThreadPoolExecutor(4, "mmedagent-graph-load")
+"""For the loading of models, so that runs that wait for one do not hold up the images of others."""
 
 
 class Builder(StateGraph[ConsultationState, Any, Any, ConsultationOutput]):
-    """LangGraph's builder, with the store that images go to, and what is done with a run's context first."""
+    """LangGraph's builder, with what a consultation does before LangGraph begins."""
 
     images: ImageStore
-    prepare: Callable[[Any], None] | None
+    contexts: Contexts | None
+    """None: a run's context is none of ours."""
 
     def compile(self, *args: Any, **kwargs: Any) -> "Consultation":
         """Compile as LangGraph does, to a `Consultation`."""
@@ -55,38 +63,40 @@ class Consultation(CompiledStateGraph[ConsultationState, Any, ConsultationInput,
             raise ValueError(
                 "timeout: Python cannot cut off a sync call; use ainvoke, astream or abatch, or a model with a timeout"
             )
-        if self.builder.prepare and (context := kwargs.get("context")) is not None:
-            self.builder.prepare(context)
-        return super().stream(self._received(input, config), _remembering(config), **self._durable(kwargs))
+        received = self._received(input, config, kwargs.get("context"))
+        return super().stream(received, _remembering(config), **self._durable(kwargs))
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         """As in LangGraph; images are read and checked, and models loaded, in a thread."""
-        if self.builder.prepare and (context := kwargs.get("context")) is not None:
-            await asyncio.to_thread(self.builder.prepare, context)
-        if _has_images(input):
-            received = await asyncio.to_thread(self._received, input, config)
+        begin = functools.partial(self._received, input, config, kwargs.get("context"))
+        if self.builder.contexts and not self.builder.contexts.ready(_context(kwargs.get("context"))):
+            received = await _in_thread(begin, LOADING)
+        elif _has_images(input):
+            received = await _in_thread(begin)
         else:
-            received = self._received(input, config)
+            received = begin()
         chunks = super().astream(received, _remembering(config), **self._durable(kwargs))
-        chunks = cast(AsyncGenerator[Any, None], chunks)
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
+        async with contextlib.aclosing(cast(AsyncGenerator[Any, None], chunks)) as open_chunks:
+            async for chunk in open_chunks:
                 yield chunk
 
     def _durable(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """A finished answer is written before the next thing is done: to ask again may cost more than to write."""
-        if self.checkpointer and kwargs.get("durability") is None:
-            return {**kwargs, "durability": "sync"}
-        return kwargs
+        said = kwargs.get("durability") or kwargs.get("checkpoint_during") is not None
+        return kwargs if said or not self.checkpointer else {**kwargs, "durability": "sync"}
 
-    def _received(self, given: Any, config: RunnableConfig | None) -> Any:
+    def _received(self, given: Any, config: RunnableConfig | None, context: Any) -> Any:
         """What LangGraph is given: the case by references. A resume (None, a Command) is passed on as it is."""
+        settings = self.builder.contexts.prepare(_context(context)) if self.builder.contexts else None
         if given is None or isinstance(given, Command):
             return given
-        case = Case.of(given).fields(self.builder.images)
-        received = {key: value for key, value in ANEW.items() if key in self.channels} | {"case": case}
+        received = {key: value for key, value in ANEW.items() if key in self.channels}
+        received["case"] = Case.of(given).fields(self.builder.images)
+        if settings:
+            received["settings"] = settings
         if isinstance(given, Mapping) and given.get("messages") and not _nested(config):
-            received["messages"] = [asked(case)]  # the chat goes on; a graph around this one keeps its own
+            # the chat goes on; a graph around this one keeps its own
+            received["messages"] = [asked(received["case"], given["messages"])]
         return received
 
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
@@ -110,8 +120,23 @@ class Consultation(CompiledStateGraph[ConsultationState, Any, ConsultationInput,
         return graph
 
 
+async def _in_thread(call: Callable[[], Any], executor: Executor | None = None) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(executor, contextvars.copy_context().run, call)
+
+
 def _has_images(given: Any) -> bool:
-    return bool(given.get("images") or given.get("messages")) if isinstance(given, Mapping) else given is not None
+    return bool(given.get("images") or given.get("messages")) if isinstance(given, Mapping) else isinstance(given, Case)
+
+
+def _context(given: Any) -> Any:
+    """The run's context: what was given, or that of the graph around this one."""
+    if given is not None:
+        return given
+    try:
+        runtime = get_runtime()
+    except RuntimeError:  # there is none
+        return None
+    return runtime.context if runtime and isinstance(runtime.context, Context) else None
 
 
 def _nested(config: RunnableConfig | None) -> bool:

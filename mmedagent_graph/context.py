@@ -1,8 +1,11 @@
 """What can be changed: the settings of a graph, and what a run (LangGraph's context) may change of them."""
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+
+from mmedagent_graph.models import Loader
 
 Votes = Annotated[StrictInt, Field(ge=1)] | Literal["adaptive"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -76,3 +79,46 @@ class Context(BaseModel):
         specialists = self.specialists if isinstance(self.specialists, list) else [self.specialists]
         named = [("triage", self.triage), *(("specialists", one) for one in specialists), ("attending", self.attending)]
         return [(node, name) for node, name in named if name is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contexts:
+    """The contexts of a graph's runs.
+
+    Args:
+        schema: of them.
+        settings: as the graph was built.
+        load: loads the models that they name.
+    """
+
+    schema: type[Context]
+    settings: Settings
+    load: Loader
+
+    def ready(self, given: Any) -> bool:
+        """Whether nothing has to be loaded for this one."""
+        return given is None or all(name in self.load for _, name in self._read(given).models())
+
+    def prepare(self, given: Any) -> dict[str, Any] | None:
+        """Check a context and load its models, before anybody is asked; the settings of the run, as plain values.
+
+        Raises:
+            ValueError: naming the field, and what is valid.
+        """
+        if given is None:
+            return None
+        context = self._read(given)
+        settings = self.settings.changed_by(context)
+        for node, name in context.models():
+            try:
+                self.load(name)
+            except ValueError as error:
+                raise ValueError(f"{node}: {error}") from error
+        return settings.model_dump()
+
+    def current(self, given: Any, kept: dict[str, Any] | None) -> Settings:
+        """What holds for a run that goes on: its own context, before what was kept of the one that began."""
+        return (Settings(**kept) if kept else self.settings).changed_by(given)
+
+    def _read(self, given: Any) -> Context:
+        return given if isinstance(given, Context) else self.schema.model_validate(given)

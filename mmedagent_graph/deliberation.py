@@ -47,37 +47,41 @@ def hear(case: CaseFields, specialty: str, heard: Sequence[Opinion], count: int)
 
 @dataclasses.dataclass(frozen=True)
 class Deliberation:
-    """What becomes of opinions and votes.
+    """The node `attending`, and what becomes of opinions and votes.
 
     Args:
+        attending: who answers where a single answer is wanted.
         settings: those of this run.
         doctors: how many doctors a specialty has in this run.
         specialties: those that there are.
     """
 
-    settings: Callable[[], Settings]
+    attending: Answering
+    settings: Callable[[DeliberationState], Settings]
     doctors: Callable[[str], int]
     specialties: Sequence[str]
 
-    def ballot(self, state: DeliberationState) -> Ballot | None:
-        """What the attending itself is asked; None where votes are to be cast, or have been."""
-        settings, votes = self.settings(), state["votes"]
-        missing = outstanding(votes, settings.votes, state["opinions"])
-        single = missing == 1 and not votes
-        # the only hope: no error handler here, so that a failure is the run's, and the run can be resumed
-        unvoted = bool(votes) and not missing and all(vote["error"] for vote in votes)
-        return self._ballots(state, settings, 1)[0] if single or unvoted else None
+    def call(self, state: DeliberationState, config: RunnableConfig | None) -> Update:
+        """The attending's own answer as a vote; nothing where votes are to be cast, or have been."""
+        ballot = self._ballot(state)
+        return self.attending.call(ballot, config) if ballot else {}
+
+    async def acall(self, state: DeliberationState, config: RunnableConfig | None) -> Update:
+        """As `call`."""
+        ballot = self._ballot(state)
+        return await self.attending.acall(ballot, config) if ballot else {}
 
     def decide(self, update: Update, state: DeliberationState) -> Command[Any]:
-        """Call for votes, ask for a further specialty, or decide; `update` is the attending's own answer, if any."""
-        settings, opinions = self.settings(), state["opinions"]
+        """Call for votes, ask for a further specialty, or decide; `update` is what `call` returned."""
+        settings, opinions = self.settings(state), state["opinions"]
         votes = add_votes(state["votes"], update.get("votes", []))
         missing = outstanding(votes, settings.votes, opinions)
         if votes:
             tally = decide(votes, opinions)["tally"]
             announce(Tallied(event="votes", cast=len(votes), budget=budget(settings.votes, opinions), tally=tally))
         if missing:
-            return Command(update=update, goto=[Send("vote", one) for one in self._ballots(state, settings, missing)])
+            ballots = [self._ballot_of(len(votes) + 1 + i, state, settings) for i in range(missing)]
+            return Command(update=update, goto=[Send("vote", ballot) for ballot in ballots])
         won = winner(votes, opinions)
         if won and won["refer"]:
             return self._refer(update, state, Referral(specialty=won["refer"], reasoning=won["reasoning"]))
@@ -111,13 +115,21 @@ class Deliberation:
         announce(Decided(event="decision", decision=decision))
         return Command(update={"decision": decision, "messages": [reply(decision)]}, goto=END)
 
-    def _ballots(self, state: DeliberationState, settings: Settings, count: int) -> list[Ballot]:
-        given, offered = attending_input(state), list[str]()
+    def _ballot(self, state: DeliberationState) -> Ballot | None:
+        settings, votes = self.settings(state), state["votes"]
+        missing = outstanding(votes, settings.votes, state["opinions"])
+        single = missing == 1 and not votes
+        # The only hope, in the place of the first vote: no error handler is here, so that a failure is the run's, and
+        # the run can be resumed.
+        unvoted = bool(votes) and not missing and all(vote["error"] for vote in votes)
+        return self._ballot_of(1, state, settings) if single or unvoted else None
+
+    def _ballot_of(self, vote: int, state: DeliberationState, settings: Settings) -> Ballot:
+        offered = list[str]()
         if len(state["further"]) < settings.max_referrals:
             heard = {opinion["specialty"] for opinion in state["opinions"]}
             offered = [specialty for specialty in self.specialties if specialty not in heard]
-        first = len(state["votes"]) + 1
-        return [Ballot(**given, vote=vote, may_refer=offered) for vote in range(first, first + count)]
+        return Ballot(**attending_input(state), vote=vote, may_refer=offered)
 
     def _refer(self, update: Update, state: DeliberationState, referral: Referral) -> Command[Any]:
         """The attending's wish: the whole panel of one more specialty, after which it votes anew."""
@@ -125,26 +137,3 @@ class Deliberation:
         specialty = str(referral["specialty"])
         sends = hear(state["case"], specialty, state["opinions"], self.doctors(specialty))
         return Command(update={**update, "further": [referral], "votes": None}, goto=sends)
-
-
-@dataclasses.dataclass(frozen=True)
-class Alone:
-    """The attending where it may have to answer: asked itself, or not at all.
-
-    Args:
-        attending: who answers.
-        ballot: what it is asked; None: nothing.
-    """
-
-    attending: Answering
-    ballot: Callable[[DeliberationState], Ballot | None]
-
-    def call(self, state: DeliberationState, config: RunnableConfig | None) -> Update:
-        """Its answer as a vote, or nothing."""
-        ballot = self.ballot(state)
-        return self.attending.call(ballot, config) if ballot else {}
-
-    async def acall(self, state: DeliberationState, config: RunnableConfig | None) -> Update:
-        """Its answer as a vote, or nothing."""
-        ballot = self.ballot(state)
-        return await self.attending.acall(ballot, config) if ballot else {}

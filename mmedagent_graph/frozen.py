@@ -45,12 +45,14 @@ class FrozenAnswers:
         return (await self._cache.aget([key])).get(key)
 
     def keep(self, key: FullKey, answer: BaseMessage) -> None:
-        """Keep an answer for good."""
-        self._cache.set({key: (answer, None)})
+        """Keep an answer for good, unless it is empty."""
+        if answer.text:
+            self._cache.set({key: (answer, None)})
 
     async def akeep(self, key: FullKey, answer: BaseMessage) -> None:
-        """Keep an answer for good."""
-        await self._cache.aset({key: (answer, None)})
+        """Keep an answer for good, unless it is empty."""
+        if answer.text:
+            await self._cache.aset({key: (answer, None)})
 
 
 def _identity(model: Any) -> Any:

@@ -9,9 +9,8 @@ referrals, review), `mmedagent_graph.deliberation` stands between the specialist
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
-from langchain_core.language_models import BaseChatModel
 from langgraph.cache.base import BaseCache
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
@@ -24,12 +23,12 @@ from langgraph.types import Command, RetryPolicy, Send, TimeoutPolicy
 from mmedagent_graph.answers import same_text
 from mmedagent_graph.chat import reply
 from mmedagent_graph.consultation import Builder, Consultation
-from mmedagent_graph.context import Context, Settings, Votes
-from mmedagent_graph.deliberation import Alone, Deliberation, hear
+from mmedagent_graph.context import Context, Contexts, Settings, Votes
+from mmedagent_graph.deliberation import Deliberation, hear
 from mmedagent_graph.events import announce, events
 from mmedagent_graph.frozen import FrozenAnswers
 from mmedagent_graph.images import ImageStore, default_store
-from mmedagent_graph.models import load_model, once
+from mmedagent_graph.models import Loader
 from mmedagent_graph.nodes import Attending, Node, Specialist, Swappable, Triage, Voter
 from mmedagent_graph.nodes.attending import attending_input
 from mmedagent_graph.nodes.base import Answering, Update
@@ -93,12 +92,14 @@ def build_graph(
             samples: a model whose temperature is 0 votes at temperature 1.
         abstain_below: withhold a majority with a smaller share of the votes (0 to 1); a human must then decide.
         max_referrals: how often the attending may ask for another specialty before it decides.
-        review: interrupt before a decision is released; see `mmedagent_graph.review`.
+        review: interrupt before a decision is released; see `mmedagent_graph.review`. What was decided can be seen
+            before, in the state and its streams.
         images: where images are kept; by default a temporary folder of the process.
         retry_policy: LangGraph's, for all three nodes or by node (`triage`, `specialist`, `attending`).
         timeout: seconds, or LangGraph's, for all three or by node; kept by `ainvoke` and `astream` only.
-        error_handler: LangGraph's, by node. By default a failed specialist is an opinion that says so, a failed vote
-            is not counted, and any other failure is the run's.
+        error_handler: LangGraph's, by node; it returns a `Command` that says where to go on (`goto="attending"`). By
+            default a failed specialist is an opinion that says so, and any other failure is the run's. Of several votes
+            a failed one is not counted, whatever is given here.
         context_schema: as in LangGraph. With `mmedagent_graph.Context`, or a subclass, a run may change models, votes
             and review: `graph.invoke(case, context={"votes": 5})`.
         checkpointer: as in LangGraph. One that outlives the process needs `images` that do, too. What is finished is
@@ -119,20 +120,22 @@ def build_graph(
         )
     pictures = images or default_store()
     frozen = FrozenAnswers(cache) if cache is not None else None
-    changes = context_schema if isinstance(context_schema, type) and issubclass(context_schema, Context) else None
-    deliberates = changes is not None or settings.deliberates
-    load = once(load_model)
+    load = Loader()
+    ours = isinstance(context_schema, type) and issubclass(context_schema, Context)
+    contexts = Contexts(cast(type[Context], context_schema), settings, load) if ours else None
+    deliberates = contexts is not None or settings.deliberates
 
     def standing(node: Node, given: Swappable, argument: str, samples: bool = False) -> Answering:
         built = answering(node, given, argument, frozen, samples, load)
-        if not changes:
+        if not contexts:
             return built
         return ByContext(built, _choice(node.name), lambda name: answering(node, name, argument, frozen, samples, load))
 
     panels = _panels(specialists, specialties, doctors, Specialist(pictures), standing)
 
     def panel_size(specialty: str) -> int:
-        named = getattr(get_runtime().context, "specialists", None) if changes else None
+        context = get_runtime().context if contexts else None
+        named = context.specialists if isinstance(context, Context) else None
         return len(named) if isinstance(named, list) else len(panels[specialty])
 
     def refer(state: ConsultationState) -> list[Send] | str:
@@ -148,7 +151,7 @@ def build_graph(
         context_schema=context_schema,
     )
     builder.images = pictures
-    builder.prepare = _preparation(changes, settings, load) if changes else None
+    builder.contexts = contexts
 
     def add(name: str, who: Answering, as_node: str | None = None, **given: Any) -> None:
         """Add a node; one that stands in for another (`as_node`) is retried and timed as that is."""
@@ -163,11 +166,14 @@ def build_graph(
     builder.add_conditional_edges("triage", refer, ["specialist", "attending"])
     builder.add_edge("specialist", "attending")
     if deliberates:
-        current = (lambda: settings.changed_by(get_runtime().context)) if changes else (lambda: settings)
-        deliberation, voter = Deliberation(current, panel_size, specialties), Voter(pictures)
-        alone = Alone(standing(voter, attending, "attending"), deliberation.ballot)
+        voter = Voter(pictures)
+
+        def current(state: DeliberationState) -> Settings:
+            return contexts.current(get_runtime().context, state.get("settings")) if contexts else settings
+
+        deliberation = Deliberation(standing(voter, attending, "attending"), current, panel_size, specialties)
         ahead = ("vote", "specialist", "review", END)
-        add("attending", alone, leave=deliberation.decide, destinations=ahead)
+        add("attending", deliberation, leave=deliberation.decide, destinations=ahead)
         voting = standing(voter, attending, "attending", samples=True)
         add("vote", voting, "attending", input_schema=Ballot, error_handler=deliberation.unvoted)
         builder.add_edge("vote", "attending")
@@ -205,23 +211,6 @@ def _unheard(state: SpecialistInput, error: NodeError) -> Command[Any]:
     for event in events(update, state):
         announce(event)
     return Command(update=update, goto="attending")
-
-
-def _preparation(
-    schema: type[Context], settings: Settings, load: Callable[[str], BaseChatModel]
-) -> Callable[[Any], None]:
-    """What is done with a run's context first: a mistake in it is told before anybody is asked."""
-
-    def prepare(given: Any) -> None:
-        context = given if isinstance(given, Context) else schema.model_validate(given)
-        settings.changed_by(context)
-        for node, named in context.models():
-            try:
-                load(named)
-            except ValueError as error:
-                raise ValueError(f"{node}: {error}") from error
-
-    return prepare
 
 
 def _panels(

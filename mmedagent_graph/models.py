@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableWithFallbacks
@@ -24,9 +23,9 @@ ChatModel = Runnable[Any, Any]
 """A chat model, as it is or with retries, fallbacks or bound arguments around it."""
 Model = TypeVar("Model", bound=ChatModel)
 GROUP = "mmedagent_graph.models"
-TIMEOUT = 600.0
-"""Seconds that a served model may be silent: the limit of OpenAI's own client, which ChatOpenAI lifts. Of a whole node
-it is `build_graph(timeout=...)`."""
+TIMEOUT = {"timeout": 600.0, "connect": 5.0}
+"""Seconds that a served model may be silent, and that a connection may take: the limits of OpenAI's own client, which
+ChatOpenAI lifts. That of a whole node is `build_graph(timeout=...)`."""
 
 
 def load_model(name: str) -> BaseChatModel:
@@ -36,7 +35,8 @@ def load_model(name: str) -> BaseChatModel:
         name: `provider:model`, such as `openai:gpt-4o`, `vllm:Qwen/Qwen2.5-VL-7B-Instruct`, `clinic:base`.
 
     Raises:
-        ValueError: if the string has no provider or names an unknown one; the message lists those that there are.
+        ValueError: if the string has no provider or names an unknown one (the message lists those that there are), or
+            if the model cannot be made.
     """
     provider, colon, model = name.partition(":")
     plugins = {entry.name: entry for entry in entry_points(group=GROUP)}
@@ -44,7 +44,10 @@ def load_model(name: str) -> BaseChatModel:
     if not (colon and provider and model):
         raise ValueError(f"model: {name!r} is not of the form 'provider:model'; providers are {known}")
     if provider in BUILT_IN:
-        return BUILT_IN[provider](model)
+        try:
+            return BUILT_IN[provider](model)
+        except Exception as error:  # no key, say
+            raise ValueError(f"model: {name!r}: {error}") from error
     if provider in plugins:
         try:
             loaded: BaseChatModel = plugins[provider].load()(model)
@@ -60,17 +63,29 @@ def load_model(name: str) -> BaseChatModel:
     return chat_model
 
 
-def once(load: Callable[[str], BaseChatModel]) -> Callable[[str], BaseChatModel]:
-    """The same, but each model is loaded once only, however many ask for it at a time."""
-    lock, loaded = threading.Lock(), dict[str, BaseChatModel]()
+class Loader:
+    """Loads each model once, however many ask for it at a time, and keeps it.
 
-    def load_once(name: str) -> BaseChatModel:
+    Args:
+        load: makes a model of its name.
+    """
+
+    def __init__(self, load: Callable[[str], BaseChatModel] = load_model) -> None:
+        self._load = load
+        self._guard, self._locks = threading.Lock(), dict[str, threading.Lock]()
+        self._loaded: dict[str, BaseChatModel] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._loaded
+
+    def __call__(self, name: str) -> BaseChatModel:
+        """The model of this name; as `load_model`."""
+        with self._guard:
+            lock = self._locks.setdefault(name, threading.Lock())
         with lock:
-            if name not in loaded:
-                loaded[name] = load(name)
-            return loaded[name]
-
-    return load_once
+            if name not in self._loaded:
+                self._loaded[name] = self._load(name)
+            return self._loaded[name]
 
 
 def sampled(model: Model) -> Model:
@@ -89,7 +104,7 @@ def sampled(model: Model) -> Model:
 def _openai(model: str) -> BaseChatModel:
     from langchain_openai import ChatOpenAI  # half a second of import, paid only where it is used
 
-    return ChatOpenAI(model=model, timeout=TIMEOUT, http_async_client=async_client())
+    return ChatOpenAI(model=model, **_connections())
 
 
 def _vllm(model: str) -> BaseChatModel:
@@ -100,12 +115,20 @@ def _vllm(model: str) -> BaseChatModel:
         model=model,
         base_url=os.environ.get("VLLM_BASE_URL", "http://127.0.0.1:8000/v1"),
         api_key=SecretStr(os.environ.get("VLLM_API_KEY", "none")),
-        timeout=TIMEOUT,
         temperature=0.0,  # where votes are cast, `sampled` makes it 1
         use_responses_api=False,
         stream_usage=True,  # ChatOpenAI by itself asks only OpenAI's own server for it
-        http_async_client=async_client(),
+        **_connections(),
     )
+
+
+def _connections() -> dict[str, Any]:
+    from openai import Timeout
+
+    if os.environ.get("OPENAI_PROXY"):  # which ChatOpenAI refuses beside a client
+        return {"timeout": Timeout(**TIMEOUT)}
+    # no socket options: with them the sync client would not see the proxies of the environment
+    return {"timeout": Timeout(**TIMEOUT), "http_async_client": async_client(), "http_socket_options": ()}
 
 
 @functools.cache
@@ -115,15 +138,16 @@ def async_client() -> Any:
     It serves one event loop after another; ChatOpenAI's own serves only the first (langchain issue 35783). It is over
     aiohttp, since httpx looks at each of its idle connections at every request, which takes most of a batch's time.
     """
+    import httpx2  # openai's
     from openai import DefaultAioHttpClient, DefaultAsyncHttpxClient
 
-    pools: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None]]] = WeakKeyDictionary()
+    pools: dict[asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None]]] = {}
 
     async def until_the_loop_ends(loop: asyncio.AbstractEventLoop, pool: Any) -> AsyncGenerator[None]:
         try:
             yield  # asyncio.run finishes the async generators that it finds unfinished
         finally:
-            del pools[loop]
+            pools.pop(loop, None)
             await pool.aclose()
 
     class Client(DefaultAsyncHttpxClient):
@@ -131,10 +155,17 @@ def async_client() -> Any:
             """Over a pool of the running loop's own: a connection dies with its loop."""
             loop = asyncio.get_running_loop()
             if loop not in pools:
+                for closed in [other for other in list(pools) if other.is_closed()]:
+                    pools.pop(closed, None)  # by somebody who does not end a loop as asyncio.run does
                 pool = DefaultAioHttpClient()
                 pools[loop] = pool, until_the_loop_ends(loop, pool)
                 await anext(pools[loop][1])
-            return await pools[loop][0].send(*args, **kwargs)
+            try:
+                return await pools[loop][0].send(*args, **kwargs)
+            except httpx2.ConnectTimeout as error:
+                if isinstance(error.__cause__, TimeoutError):
+                    raise
+                raise httpx2.ConnectError(str(error)) from error  # it calls every failure to connect a timeout
 
     return Client()
 

@@ -243,7 +243,9 @@ class DeliberationState(ConsultationState):
     votes: Annotated[list[Vote], add_votes]
     """Since the last opinion was heard."""
     further: Annotated[list[Referral], add_referrals]
-    """Whom the attending, or the reviewer, asked for after triage."""
+    """Whom the attending asked for after triage."""
+    settings: dict[str, Any] | None
+    """What the run that began the consultation said in its context; a resume without one goes on by it."""
 
 
 @described
@@ -255,7 +257,8 @@ class ConsultationOutput(TypedDict):
     opinions: list[Opinion]
     """What the specialists said, in the order of the doctors."""
     decision: Decision | None
-    """What the attending decided; None only where the consultation has not come so far."""
+    """What the attending decided; None only where the consultation has not come so far. While it waits for a review,
+    what has not been released yet (`review` is None)."""
     usage: dict[str, NodeUsage]
     """What each node's model calls cost."""
     messages: list[AnyMessage]

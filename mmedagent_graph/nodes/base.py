@@ -15,6 +15,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase, coerce_to_runnable
+from langchain_core.runnables.configurable import DynamicRunnable
 
 from mmedagent_graph.answers import read_answer, read_free_text
 from mmedagent_graph.frozen import FrozenAnswers
@@ -62,9 +63,14 @@ own."""
 
 
 def is_chat_model(given: Any) -> bool:
-    """Whether it is a chat model, maybe in a binding (`bind`, `with_retry`, `with_config`) or with fallbacks."""
-    while isinstance(given, RunnableBindingBase | RunnableWithFallbacks):
-        given = given.bound if isinstance(given, RunnableBindingBase) else given.runnable
+    """Whether it is a chat model, maybe in a binding (`bind`, `with_retry`), with fallbacks, or configurable."""
+    match given:
+        case RunnableBindingBase():
+            return is_chat_model(given.bound)
+        case RunnableWithFallbacks():
+            return is_chat_model(given.runnable)
+        case DynamicRunnable():
+            return is_chat_model(given.default)
     return isinstance(given, BaseChatModel)
 
 

@@ -5,8 +5,8 @@ Invariant: no failure is lost. LangGraph (1.2.22) knows the exceptions that an e
 and without an error. So what another node has raised and was dealt with is raised as another object.
 """
 
-import asyncio
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -81,11 +81,11 @@ class Standing(Runnable[Any, Any]):
 
 
 def _another(error: Exception) -> Exception:
-    """The same exception as another object."""
-    other = type(error).__new__(type(error), *error.args)
-    other.args = error.args
-    vars(other).update(vars(error))
-    return other
+    """The same exception as another object; where it cannot be copied, one that says what it was."""
+    try:
+        return copy.copy(error)
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class ByDoctor:
@@ -134,8 +134,8 @@ class ByContext:
         return self._who(state).call(state, config)
 
     async def acall(self, state: Any, config: RunnableConfig | None) -> Update:
-        """The node's update; a model that is still to be loaded does not hold up the event loop."""
-        return await (await asyncio.to_thread(self._who, state)).acall(state, config)
+        """The node's update."""
+        return await self._who(state).acall(state, config)
 
 
 def answering(

@@ -5,7 +5,9 @@ import gc
 import threading
 import time
 import warnings
+import weakref
 
+import openai
 import pytest
 from langchain_core.language_models import BaseChatModel
 
@@ -69,3 +71,35 @@ async def test_a_call_that_is_cancelled_leaves_the_others_alone(server):
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(answers[0], asyncio.CancelledError)
     assert [answer.text for answer in answers[1:]] == ["yes"] * 3
+
+
+def test_a_server_that_is_not_there_is_no_timeout(monkeypatch):
+    with StubServer("yes") as gone:
+        monkeypatch.setenv("VLLM_BASE_URL", gone.url)
+    model = load_model("vllm:gp")
+    for call in (lambda: model.invoke("hello"), lambda: asyncio.run(model.ainvoke("hello"))):
+        with pytest.raises(openai.APIConnectionError) as raised:
+            call()
+        assert not isinstance(raised.value, openai.APITimeoutError)
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_the_proxies_of_the_environment_are_used(way, server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", server.url.rpartition(":")[0] + ":" + server.url.split(":")[2].split("/")[0])
+    monkeypatch.setenv("VLLM_BASE_URL", "http://models.invalid/v1")
+    model = load_model("vllm:gp")
+    assert (model.invoke("hello") if way == "sync" else asyncio.run(model.ainvoke("hello"))).text == "yes"
+
+
+def test_event_loops_that_were_closed_without_an_end_are_let_go(server):
+    model = load_model("vllm:gp")
+    loops = []
+    for _ in range(5):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(ask(model, 1))
+        loop.close()
+        loops.append(weakref.ref(loop))
+    del loop
+    asyncio.run(ask(model, 1))
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 5

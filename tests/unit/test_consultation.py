@@ -543,3 +543,14 @@ def test_a_review_in_a_specialists_place_pauses_the_whole(consult: Consult) -> N
     result = consult(given, Command(resume={"action": "change", "answer": "PET"}), THREAD)
     assert said(result) == ["PET", "CT"]
     assert [one["error"] for one in result["opinions"]] == [None, None]
+
+
+@pytest.mark.filterwarnings("ignore:.checkpoint_during")
+def test_the_older_word_for_durability_is_taken(consult: Consult) -> None:
+    given = graph(checkpointer=InMemorySaver())
+    assert consult(given, QUESTION, THREAD, checkpoint_during=False)["decision"]["answer"] == "CT"
+
+
+def test_a_chats_message_keeps_its_id(consult: Consult) -> None:
+    result = consult(graph(), {"messages": [HumanMessage("CT?", id="m1")]})
+    assert result["messages"][0].id == "m1"

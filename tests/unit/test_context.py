@@ -1,5 +1,6 @@
 """Tests of what can be changed: the settings of a graph, and what a run may change of them."""
 
+import asyncio
 import dataclasses
 import threading
 import time
@@ -7,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes import QUESTION, THREAD, Consult, FakeModel, answers, consulting, graph, refers, said, thread
+from fakes import QUESTION, THREAD, Consult, FakeModel, answers, consulting, graph, image, refers, said, thread
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
 from langgraph.runtime import get_runtime
 from langgraph.types import Command
 from pydantic import ValidationError, model_validator
@@ -274,6 +276,15 @@ def test_an_unknown_model_of_the_specialists_is_refused_as_any_other(
 # Contexts of one's own
 
 
+class Outer(TypedDict, total=False):
+    """The state of a graph around a consultation."""
+
+    question: str
+    options: list[str]
+    opinions: list[Any]
+    decision: Any
+
+
 class Ward(Context):
     ward: str = "W1"
 
@@ -351,3 +362,83 @@ def test_a_graph_without_our_context_cannot_be_changed(schema: Any, consult: Con
     given = graph(votes=3, review=True, context_schema=schema, checkpointer=InMemorySaver())
     result = consult(given, QUESTION, THREAD, context=Context(votes=5, review=False))
     assert (result["decision"]["votes"], "__interrupt__" in result) == (3, True)
+
+
+@dataclasses.dataclass
+class Rota:
+    specialists: list[str]
+
+
+@pytest.mark.parametrize("named", [[], ["Anna"] * 5])
+def test_a_context_of_another_graph_says_nothing_of_doctors(named: list[str], consult: Consult) -> None:
+    builder = StateGraph(Outer, context_schema=Rota).add_node("consult", graph(context_schema=Context))
+    result = consult(builder.add_edge(START, "consult").compile(), QUESTION, context=Rota(named))
+    assert (len(result["opinions"]), result["decision"]["answer"]) == (3, "CT")
+
+
+# Runs that go on
+
+
+def test_what_a_run_asked_for_holds_when_it_goes_on(consult: Consult) -> None:
+    given = graph(context_schema=Context, checkpointer=InMemorySaver())
+    consult(given, QUESTION, THREAD, context={"review": True, "votes": 3})
+    result = consult(given, Command(resume={"action": "hear", "specialty": "Surgeon"}), THREAD)
+    assert [pause.value["decision"]["votes"] for pause in result["__interrupt__"]] == [3]
+    assert consult(given, Command(resume=True), THREAD)["decision"]["review"] == "approved"
+    assert "__interrupt__" not in consult(given, QUESTION, THREAD)  # the next one did not ask for it
+
+
+def test_a_review_that_was_asked_for_outlives_a_failure(consult: Consult) -> None:
+    failing = [True]
+
+    def attending(_: Any) -> Any:
+        if failing:
+            failing.clear()
+            raise RuntimeError("down")
+        return "CT"
+
+    given = graph(attending=attending, context_schema=Context, checkpointer=InMemorySaver())
+    with pytest.raises(RuntimeError, match="down"):
+        consult(given, QUESTION, THREAD, context={"review": True})
+    assert "__interrupt__" in consult(given, None, THREAD)
+
+
+def test_a_resume_may_say_otherwise(consult: Consult) -> None:
+    given = graph(context_schema=Context, checkpointer=InMemorySaver())
+    consult(given, QUESTION, THREAD, context={"review": True})
+    verdict = Command(resume={"action": "hear", "specialty": "Surgeon"})
+    assert "__interrupt__" not in consult(given, verdict, THREAD, context={"review": False})
+
+
+def test_a_review_asked_for_around_the_graph_holds_when_it_goes_on(consult: Consult) -> None:
+    builder = StateGraph(Outer, context_schema=Context).add_node("consult", graph(context_schema=Context))
+    given = builder.add_edge(START, "consult").compile(checkpointer=InMemorySaver())
+    consult(given, QUESTION, THREAD, context=Context(review=True))
+    assert "__interrupt__" in consult(given, Command(resume={"action": "hear", "specialty": "Surgeon"}), THREAD)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_mistake_in_the_context_of_a_graph_around_is_told_as_well(
+    consult: Consult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "find_spec", lambda _: None)
+    builder = StateGraph(Outer, context_schema=Context).add_node("consult", graph(context_schema=Context))
+    with pytest.raises(ValueError, match="specialists: model: unknown provider 'fale'"):
+        consult(builder.add_edge(START, "consult").compile(), QUESTION, context=Context(specialists="fale:CT"))
+
+
+async def test_a_model_that_is_loaded_is_not_waited_for_beside_one_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = threading.Event()
+
+    def load(name: str) -> FakeModel:
+        assert name != "slow" or slow.wait(20)
+        return answers(name)
+
+    monkeypatch.setitem(models.BUILT_IN, "fake", load)
+    given = graph(context_schema=Context)
+    await given.ainvoke(QUESTION, context={"attending": "fake:MRI"})
+    waiting = [asyncio.create_task(given.ainvoke(QUESTION, context={"attending": "fake:slow"})) for _ in range(20)]
+    async with asyncio.timeout(10):
+        await given.ainvoke({**QUESTION, "images": [image()]}, context={"attending": "fake:MRI"})
+    slow.set()
+    await asyncio.gather(*waiting)

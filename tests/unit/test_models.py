@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from fakes import FakeModel, answers, words
+from fakes import FakeModel, answers, graph, words
 from langchain_core.language_models import FakeListChatModel
 from langchain_openai import ChatOpenAI
 
@@ -194,3 +194,15 @@ def test_no_module_of_the_package_names_torch_or_rl() -> None:
     imported = {line[1].partition(".")[0] for line in lines if line[:1] in (["import"], ["from"])}
     assert imported & {"torch", "rl", "transformers"} == set()
     assert "langgraph" in imported
+
+
+def test_a_model_without_its_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ValueError, match=r"attending: model: 'openai:gpt-4o': .*(?i:api[_ ]key|credentials)"):
+        graph(attending="openai:gpt-4o")
+
+
+def test_a_proxy_of_openais_own_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    load_model("openai:gpt-4o")

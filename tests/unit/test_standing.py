@@ -248,7 +248,7 @@ def test_a_node_may_remember_from_case_to_case(consult: Consult) -> None:
 
 
 class RefusedError(Exception):
-    """One whose constructor wants more than its arguments, as those of API clients do."""
+    """One that cannot be copied, as those of API clients."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -256,9 +256,11 @@ class RefusedError(Exception):
 
 
 def test_a_failure_that_was_dealt_with_is_raised_again_as_another_object(consult: Consult) -> None:
-    refused = RefusedError("slow down", status=429)
-    broken = breaks(refused)
-    with pytest.raises(RefusedError, match="slow down") as raised:
-        consult(graph(specialists=broken, attending=broken), QUESTION)
-    assert raised.value is not refused
-    assert (raised.value.status, raised.value.args, raised.value.__cause__) == (429, ("slow down",), refused)
+    missing, refused = FileNotFoundError(2, "no such file", "scan.png"), RefusedError("slow down", status=429)
+    with pytest.raises(FileNotFoundError) as raised:
+        consult(graph(specialists=breaks(missing), attending=breaks(missing)), QUESTION)
+    assert raised.value is not missing
+    assert (str(raised.value), raised.value.__cause__) == (str(missing), missing)
+    with pytest.raises(RuntimeError, match="RefusedError: slow down") as raised:
+        consult(graph(specialists=breaks(refused), attending=breaks(refused)), QUESTION)
+    assert raised.value.__cause__ is refused
