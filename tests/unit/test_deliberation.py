@@ -219,6 +219,22 @@ def test_where_all_votes_fail_with_the_same_exception_the_run_fails(consult: Con
         consult(graph(attending=breaks(ConnectionError("down")), votes=3), QUESTION)
 
 
+def test_the_only_hope_takes_the_place_of_a_failed_vote(consult: Consult) -> None:
+    tries: list[int] = []
+
+    def attending(ballot: dict[str, Any]) -> Any:
+        tries.append(ballot["vote"])
+        if len(tries) <= 3:
+            raise ConnectionError("down")
+        return "CT"
+
+    result = consult(graph(attending=attending, votes=3), QUESTION)
+    assert sorted(tries[:3]) == [1, 2, 3]
+    assert tries[3:] == [1]
+    assert (result["decision"]["answer"], result["decision"]["votes"]) == ("CT", 3)
+    assert result["decision"]["confidence"] == pytest.approx(1 / 3)
+
+
 # Abstaining
 
 
