@@ -5,16 +5,17 @@ of it gets into an error, and pydicom's warnings and logs, which quote values, a
 pixels, such as a name on an ultrasound, is pixels.
 """
 
+import contextlib
 import math
-import re
 import struct
+import sys
 import zlib
 from collections.abc import Callable, MutableSequence
 from io import BytesIO
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mmedagent_graph.pictures import ImageError, quiet, which_frame, within
 
@@ -34,22 +35,16 @@ PALETTE = tuple(
 GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
 READ = (
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
-    *("BitsAllocated", "BitsStored", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
-    *("ModalityLUTSequence", *SHOWING, *chain(*PALETTE), *GROUPS),
-    *PIXELS,
+    *("BitsAllocated", "BitsStored", "PixelRepresentation", "PixelPaddingValue", "ModalityLUTSequence"),
+    *(*SHOWING, *chain(*PALETTE), *GROUPS, *PIXELS),
 )
 DEFLATED, PLAIN = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
-JP2 = b"\0\0\0\x0cjP  "
 RLE = "1.2.840.10008.1.2.5"
+ITEM = b"\xfe\xff\x00\xe0"
+MAX_ITEMS = 100_000
+"""Items of a file's sequences. pydicom takes 40 microseconds for each, and a file has room for millions."""
+DECODERS = "pip install 'pylibjpeg[all]' or python-gdcm"
 T = TypeVar("T")
-
-
-class Shape(NamedTuple):
-    """What is known of the pixels before any is decoded."""
-
-    columns: int
-    rows: int
-    frames: int
 
 
 def is_dicom(data: bytes) -> bool:
@@ -78,11 +73,11 @@ def dicom_picture(data: bytes, frame: Any, *, max_bytes: int, max_pixels: int) -
     except ModuleNotFoundError as error:
         raise ImageError(f"a DICOM file needs {error.name}; pip install 'mmedagent-graph[dicom]'") from error
     dataset = _safely("not a readable DICOM file", lambda: _parsed(_inflated(data, max_bytes)))
-    shape = _safely("not a readable DICOM file", lambda: _shape(dataset))
-    within((shape.columns, shape.rows), max_pixels)
-    index = which_frame(frame, shape.frames)
-    decoder, said = _safely("the DICOM file's transfer syntax is unknown", lambda: _decoder(dataset))
-    array, colours = _safely(said, lambda: _decoded(decoder, dataset, index, shape))
+    size, frames = _safely("not a readable DICOM file", lambda: _shape(dataset))
+    within(size, max_pixels)
+    index = which_frame(frame, frames)
+    decoder, failed = _decoder(dataset)
+    array, colours = _safely(failed, lambda: _decoded(decoder, dataset, index, size, frames))
     return _safely("the DICOM file's pixels cannot be shown", lambda: _shown(array, colours, dataset, index))
 
 
@@ -95,7 +90,8 @@ def _safely(said: str, step: Callable[[], T]) -> T:
         raise
     except Exception as error:
         kind = type(error).__name__
-    raise ImageError(f"{said} ({kind})")
+    what, semicolon, advice = said.partition("; ")
+    raise ImageError(f"{what} ({kind}){semicolon}{advice}")
 
 
 def _inflated(data: bytes, max_bytes: int) -> bytes:
@@ -114,49 +110,45 @@ def _inflated(data: bytes, max_bytes: int) -> bytes:
 def _parsed(data: bytes) -> "Dataset":
     import pydicom
 
+    if max(data.count(ITEM), data.count(b"\xff\xfe\xe0\x00")) > MAX_ITEMS:  # of either byte order
+        raise ImageError(f"the DICOM file has more than the {MAX_ITEMS} items that are taken")
     return pydicom.dcmread(BytesIO(data), specific_tags=list(READ))
 
 
-def _shape(dataset: "Dataset") -> Shape:
+def _shape(dataset: "Dataset") -> tuple[tuple[int, int], int]:
+    """The size (columns and rows) that the file says a frame has, and how many frames there are."""
     if not any(name in dataset for name in PIXELS) or None in (dataset.get("Rows"), dataset.get("Columns")):
-        raise ImageError("the DICOM file holds no picture; it may be a report, a PDF, a waveform or a plan")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    shape = Shape(int(dataset.Columns), int(dataset.Rows), frames)
-    if min(shape) < 1:
+        raise ImageError("the DICOM file holds no picture, and may be a report, a PDF, a waveform or a plan")
+    columns, rows, frames = int(dataset.Columns), int(dataset.Rows), int(dataset.get("NumberOfFrames") or 1)
+    if min(columns, rows, frames) < 1:
         raise ImageError("the DICOM file says that it holds no pixels")
-    return shape
+    return (columns, rows), frames
 
 
 def _decoder(dataset: "Dataset") -> tuple[Any, str]:
     """The decoder of the file's pixels, and what to say if it fails."""
     from pydicom.pixels.decoders.base import get_decoder  # type: ignore[import-not-found, unused-ignore]
 
-    syntax = dataset.file_meta.TransferSyntaxUID
+    syntax = _safely("the DICOM file does not say its transfer syntax", lambda: dataset.file_meta.TransferSyntaxUID)
     name = syntax.name if syntax.name != syntax else "unknown"  # of the standard's list, or whatever the file says
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        decoder = None
-    if decoder is None:
-        raise ImageError(f"the DICOM file's transfer syntax ({name}) is not one whose pixels can be read")
-    needs = [re.sub(r">=[\d.]+| and", "", text.partition("requires ")[2]) for text in decoder.missing_dependencies]
-    install = f"pip install {', or '.join(needs)}".replace(" gdcm", " python-gdcm")  # as the index has it
+    unread = f"the DICOM file's transfer syntax ({name}) is not one whose pixels can be read"
+    decoder = _safely(unread, lambda: get_decoder(syntax))
     if not decoder.is_available:
-        raise ImageError(f"the DICOM file's pixels are compressed ({name}), and no decoder is installed; {install}")
-    damaged = f"are damaged, or need another decoder ({install})" if needs else "are damaged"
-    return decoder, f"the DICOM file's pixels ({name}) cannot be decoded; they {damaged}"
+        raise ImageError(f"the DICOM file's pixels are compressed ({name}), and no decoder is installed; {DECODERS}")
+    failed = f"the DICOM file's pixels ({name}) cannot be decoded and may be damaged"
+    return decoder, f"{failed}, or need another decoder; {DECODERS}" if decoder.missing_dependencies else failed
 
 
-def _decoded(decoder: Any, dataset: "Dataset", index: int, shape: Shape) -> tuple["Array", str]:
+def _decoded(decoder: Any, dataset: "Dataset", index: int, size: tuple[int, int], frames: int) -> tuple["Array", str]:
     """The frame's stored values, and what they mean (the photometric interpretation) once they are decoded."""
     if decoder.UID.is_encapsulated:
         from pydicom.encaps import get_frame  # type: ignore[import-not-found, unused-ignore]
 
-        source = get_frame(dataset.PixelData, index, number_of_frames=shape.frames)
+        source = get_frame(dataset.PixelData, index, number_of_frames=frames)
         if decoder.UID == RLE:
-            _check_runs(source, shape.rows * shape.columns)
-        if source.startswith(JP2):
-            _check_boxes(source)
+            _check_runs(source, math.prod(size))
+        else:
+            _check_picture(source, size)
     array, properties = decoder.as_array(dataset, index=index)
     return array, str(properties["photometric_interpretation"])
 
@@ -164,74 +156,56 @@ def _decoded(decoder: Any, dataset: "Dataset", index: int, shape: Shape) -> tupl
 def _check_runs(source: bytes, pixels: int) -> None:
     """Count what a frame's run lengths decode to; pydicom decodes them to the end, and 50 MB can hold 3 GB."""
     count, *offsets = struct.unpack_from("<16L", source)
-    for begin, end in pairwise([*offsets[: min(count, 15)], len(source)]):
-        size = _run_length(source[begin:end], 2 * pixels)
-        if size < pixels:
-            return  # pydicom refuses it, and decodes no further
-        if size > 2 * pixels:  # some writers pad
-            raise ImageError("the DICOM file's pixels (RLE Lossless) decode to more than its picture")
+    for at, end in pairwise([*offsets[: min(count, 15)], len(source)]):
+        size = 0
+        while at < min(end, len(source)):
+            run = source[at] > 128
+            length = 257 - source[at] if run else (source[at] + 1) % 129
+            size += length
+            at += 2 if run else length + 1
+            if size > 2 * pixels:  # some writers pad
+                raise ImageError("the DICOM file's pixels (RLE Lossless) decode to more than its picture")
 
 
-def _run_length(segment: bytes, limit: int) -> int:
-    size = at = 0
-    while at < len(segment) and size <= limit:
-        head = segment[at]
-        size += 257 - head if head > 128 else (head + 1) % 129
-        at += 2 if head > 128 else (head + 1) % 129 + 1
-    return size
-
-
-def _check_boxes(source: bytes) -> None:
-    """Check the boxes around a frame's JPEG 2000; pydicom goes round in circles where one has no length."""
-    at = 12  # the first is of that length, whatever is in it
-    while at < len(source) and source[at + 4 : at + 8] != b"jp2c":
-        length = int.from_bytes(source[at : at + 4], "big")
-        if length < 8:
-            raise ImageError("the DICOM file's pixels (JPEG 2000) are in a box of no length")
-        at += length
+def _check_picture(source: bytes, size: tuple[int, int]) -> None:
+    """Check what a frame's JPEG or JPEG 2000 says of itself; a few bytes can hold a picture that fills the memory."""
+    formats = ("JPEG", "JPEG2000")  # others are for other decoders
+    with contextlib.suppress(UnidentifiedImageError), Image.open(BytesIO(source), formats=formats) as picture:
+        if picture.size != size:
+            raise ImageError("the DICOM file's pixels decode to another size than its picture")
+    if source.startswith(b"\0\0\0\x0cjP  "):
+        at = 12  # pydicom goes round in circles where a box of a JPEG 2000 has no length
+        while at < len(source) and source[at + 4 : at + 8] != b"jp2c":
+            length = int.from_bytes(source[at : at + 4], "big")
+            if length < 8:
+                raise ImageError("the DICOM file's pixels (JPEG 2000) are in a box of no length")
+            at += length
 
 
 def _shown(array: "Array", colours: str, dataset: "Dataset", index: int) -> Image.Image:
+    import numpy as np
+
+    step: Callable[[Array], Array]
     if colours == "RGB":
-        return Image.fromarray(_by_row(array, _eight_bits(array, int(dataset.BitsStored))))
-    if colours == "PALETTE COLOR":
-        return Image.fromarray(_by_value(array, lambda stored, _: _palette(stored, dataset)))
-    if colours in ("MONOCHROME1", "MONOCHROME2"):
+        scale = 255 / (2 ** int(dataset.BitsStored) - 1)
+        step = lambda stored: (stored * scale).round().clip(0, 255).astype("uint8")  # noqa: E731
+    elif colours == "PALETTE COLOR":
+        step = lambda stored: _palette(stored, dataset)  # noqa: E731
+    elif colours in ("MONOCHROME1", "MONOCHROME2"):
         _take_from_groups(dataset, index)
-        return Image.fromarray(_by_value(array, lambda stored, seen: _greys(stored, seen, dataset)))
-    raise ImageError("the DICOM file's photometric interpretation is not grey, a palette, RGB or YBR")
+        low, high, sigmoid = _ends(array, dataset)
+        step = lambda stored: _grey(_values(stored, dataset), low, high, sigmoid)  # noqa: E731
+    else:
+        raise ImageError("the DICOM file's photometric interpretation is not grey, a palette, RGB or YBR")
+    shown = np.concatenate([step(block) for block in _blocks(array)])
+    return Image.fromarray(255 - shown if colours == "MONOCHROME1" else shown)
 
 
-def _by_row(array: "Array", step: Callable[["Array"], "Array"]) -> "Array":
-    """A step over each row; what it needs in between is never as large as the picture."""
+def _blocks(array: "Array") -> list["Array"]:
+    """The picture in pieces: in between, every pixel takes several floats."""
     import numpy as np
 
-    return np.stack([step(row) for row in array])
-
-
-def _by_value(array: "Array", step: Callable[["Array", "Array"], "Array"]) -> "Array":
-    """A step over every value that can be stored, looked up for each pixel: 65,536 at most instead of millions.
-
-    Args:
-        array: the stored values of a frame.
-        step: from stored values, and which of them the frame has, to what is shown.
-    """
-    import numpy as np
-
-    if array.dtype.kind not in "iu" or array.dtype.itemsize > 2:
-        return step(array, np.ones(array.shape, bool))
-    patterns = array.view(f"u{array.dtype.itemsize}")
-    seen = np.zeros(256**array.dtype.itemsize, bool)
-    for row in patterns:
-        seen[row] = True
-    table = step(np.arange(seen.size, dtype=patterns.dtype).view(array.dtype), seen)
-    return _by_row(patterns, lambda row: table[row])
-
-
-def _eight_bits(array: "Array", stored: int) -> Callable[["Array"], "Array"]:
-    if array.dtype == "uint8" and stored == 8:
-        return lambda row: row
-    return lambda row: (row * (255 / (2**stored - 1))).round().clip(0, 255).astype("uint8")
+    return np.array_split(array, array.size // 2**18 + 1)
 
 
 def _palette(stored: "Array", dataset: "Dataset") -> "Array":
@@ -240,54 +214,46 @@ def _palette(stored: "Array", dataset: "Dataset") -> "Array":
     if not all(name in dataset for name in chain(*PALETTE)):
         raise ImageError("the DICOM file's palette is missing, or in segments, which are not read")
     tables = [_table(dataset[descriptor].value, dataset[data].value, dataset) for descriptor, data in PALETTE]
-    shift = 8 if max(table.max() for table in tables) > 255 else 0  # their own: some say 16 bits, and use 8
-    channels = [
-        _look_up(stored, dataset[descriptor].value, table >> shift)
-        for (descriptor, _), table in zip(PALETTE, tables, strict=True)
-    ]
-    return np.stack(channels, axis=-1).astype("uint8")
+    shift = 8 if max(entries.max() for _, entries in tables) > 255 else 0  # their own: some say 16 bits, and use 8
+    return np.stack([_look_up(stored, *table) >> shift for table in tables], axis=-1).astype("uint8")
 
 
-def _greys(stored: "Array", seen: "Array", dataset: "Dataset") -> "Array":
-    """The grey of each stored value; `seen` says which of them the frame has."""
-    import numpy as np
-    from pydicom.pixels.processing import apply_rescale, apply_windowing  # type: ignore[import-not-found, unused-ignore]
-
-    values = stored
+def _values(stored: "Array", dataset: "Dataset") -> "Array":
+    """Stored values through the modality's table or slope, and then through the VOI table if there is one."""
     if items := dataset.get("ModalityLUTSequence"):
-        values = _look_up(stored, items[0].LUTDescriptor, _table(items[0].LUTDescriptor, items[0].LUTData, dataset))
-    elif None not in (dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")):
-        values = apply_rescale(stored, dataset)
-    low: float
-    high: float
-    if items := dataset.get("VOILUTSequence"):
-        table = _table(items[0].LUTDescriptor, items[0].LUTData, dataset)
-        values = _look_up(values, items[0].LUTDescriptor, table)
-        low, high = 0.0, float(table.max())  # its own: writers give the size of an entry as its bits
-    elif _has_window(dataset):
-        # pydicom's window ends in a range that depends on the file; what is far below and far above it tells which
-        ends = np.array([-np.inf, np.inf])
-        windowed = apply_windowing(np.concatenate([values.ravel(), ends]), dataset)
-        values, (low, high) = windowed[:-2].reshape(stored.shape), windowed[-2:]
+        values = _look_up(stored, *_table(items[0].LUTDescriptor, items[0].LUTData, dataset))
     else:
-        low, high = _range(values, seen & ~_padding(stored, dataset), seen)
-    span = (high - low) or 1.0
-    grey = np.nan_to_num((values.astype("float64") - low) / span).clip(0, 1)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        grey = 1 - grey
-    return (grey * 255).round().astype("uint8")
+        values = stored * float(dataset.get("RescaleSlope") or 1) + float(dataset.get("RescaleIntercept") or 0)
+    if items := dataset.get("VOILUTSequence"):
+        values = _look_up(values, *_table(items[0].LUTDescriptor, items[0].LUTData, dataset))
+    return values
 
 
-def _has_window(dataset: "Dataset") -> bool:
-    """Whether there is a window that means something; one narrower than 1 does only in the exact form."""
+def _ends(array: "Array", dataset: "Dataset") -> tuple[float, float, bool]:
+    """What is shown as black and what as white, and whether on a curve in between."""
+    if items := dataset.get("VOILUTSequence"):
+        _, entries = _table(items[0].LUTDescriptor, items[0].LUTData, dataset)
+        return 0, float(entries.max()), False  # their own: writers give the size of an entry as its bits
     center, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if not (math.isfinite(center) and math.isfinite(width) and width > 0):
-        return False
+        return *_range(array, dataset), False
     function = dataset.get("VOILUTFunction") or "LINEAR"
-    dataset.VOILUTFunction = "LINEAR_EXACT" if function == "LINEAR" and width < 1 else function
-    if "BitsStored" not in dataset:  # a file of floats; pydicom asks for them, though it needs them for its range only
-        dataset.BitsStored, dataset.PixelRepresentation = 16, 0
-    return True
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise ImageError("the DICOM file's window is of a shape that the standard does not have")
+    if function == "LINEAR" and width >= 1:  # a narrower one makes sense in the exact form only
+        center, width = center - 0.5, width - 1
+    return center - width / 2, center + width / 2, function == "SIGMOID"
+
+
+def _grey(values: "Array", low: float, high: float, sigmoid: bool) -> "Array":
+    """The standard's functions (PS3.3 C.11.2.1.2 and 3). What is no number is black."""
+    import numpy as np
+
+    if sigmoid:
+        grey = 1 / (1 + np.exp(-4 * (values - (low + high) / 2) / (high - low)))
+    else:
+        grey = (values - low) / ((high - low) or sys.float_info.min)
+    return (np.nan_to_num(grey).clip(0, 1) * 255).round().astype("uint8")
 
 
 def _first(value: Any) -> float:
@@ -297,52 +263,42 @@ def _first(value: Any) -> float:
     return math.nan if value in (None, "") else float(value)
 
 
-def _range(values: "Array", of: "Array", otherwise: "Array") -> tuple[float, float]:
-    """The least and the greatest finite value of a frame, or 0 where it has none."""
+def _range(array: "Array", dataset: "Dataset") -> tuple[float, float]:
+    """The least and the greatest value of a frame, padding and what is no number aside; NaN where nothing is left."""
     import numpy as np
 
-    finite = np.isfinite(values)
-    some = values[of & finite]
-    if not some.size:
-        some = values[otherwise & finite]
-    return (float(some.min()), float(some.max())) if some.size else (0.0, 0.0)
+    ends: list[float] = []
+    for stored in _blocks(array):
+        values = _values(stored, dataset)
+        counts = np.isfinite(values)
+        if (padding := dataset.get("PixelPaddingValue")) is not None:
+            counts &= stored != np.array(padding).astype(stored.dtype)  # writers store a signed one as if it were not
+        if counts.any():
+            ends += [float(values[counts].min()), float(values[counts].max())]
+    return min(ends, default=math.nan), max(ends, default=math.nan)
 
 
-def _padding(stored: "Array", dataset: "Dataset") -> "Array":
-    """Which stored values fill what lies outside of the picture."""
-    import numpy as np
-
-    value = dataset.get("PixelPaddingValue")
-    if value is None or stored.dtype.kind not in "iu":
-        return np.zeros(stored.shape, bool)
-    limit = dataset.get("PixelPaddingRangeLimit")
-    # as the pixels are: writers store a signed value as if it were not
-    ends = np.array([value, value if limit is None else limit]).astype(stored.dtype)
-    padding: Array = (stored >= ends.min()) & (stored <= ends.max())
-    return padding
-
-
-def _table(descriptor: Any, data: Any, dataset: "Dataset") -> "Array":
-    """A lookup table's entries, of 8 or 16 bits."""
+def _table(descriptor: Any, data: Any, dataset: "Dataset") -> tuple[int, "Array"]:
+    """The value that a lookup table begins with, and its entries, of 8 or 16 bits."""
     import numpy as np
 
     entries = descriptor[0] or 2**16  # 0 stands for what 16 bits cannot hold
     if isinstance(data, bytes):
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
         data = np.frombuffer(data, "u1" if len(data) < 2 * entries else f"{order}u2")
-    return np.asarray(data).ravel()[:entries].astype("int64")
+    return int(descriptor[1]), np.asarray(data).ravel()[:entries].astype("int64")
 
 
-def _look_up(values: "Array", descriptor: Any, table: "Array") -> "Array":
+def _look_up(values: "Array", first: int, entries: "Array") -> "Array":
     """The entry of each value; the first below the table, the last above it.
 
     pydicom's own lookups count in as many bits as an entry has, so a table of eight bits goes wrong beyond 256 values.
     """
     import numpy as np
 
-    places = np.nan_to_num(values.astype("float64") - descriptor[1]).clip(0, len(table) - 1)
-    entries: Array = table[places.astype("int64")]
-    return entries
+    places = np.nan_to_num(values.astype("float64") - first).clip(0, len(entries) - 1)
+    found: Array = entries[places.astype("int64")]
+    return found
 
 
 def _take_from_groups(dataset: "Dataset", index: int) -> None:

@@ -11,23 +11,13 @@ import re
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from mmedagent_graph.dicom import dicom_picture, is_dicom
-from mmedagent_graph.pictures import (
-    FORMATS,
-    WIRE_FORMATS,
-    ImageError,
-    checked,
-    opened,
-    png,
-    png_of,
-    to_rgb,
-    which_frame,
-)
-from mmedagent_graph.sources import Sources
+from mmedagent_graph.pictures import FORMATS, ImageError, checked, opened, png, png_of, to_rgb, which_frame
+from mmedagent_graph.sources import SHOWN, Sources
 
 MAX_BYTES = 50 * 1024 * 1024
 MAX_PIXELS = 100_000_000
@@ -43,8 +33,8 @@ class ImageStore:
         folder: where the images are kept. None: a private temporary folder that is removed when the process ends,
             so that no patient's image outlives it.
         paths: which files `put` may read when it is given a path or a `file://` URL. True: any, for one's own code.
-            False: none. A list of folders: those really in them, wherever links lead. Give False or a list where
-            input comes from outside.
+            False: none. A list of folders: those really in them, wherever links lead (not on Windows). Give False or
+            a list where input comes from outside.
         hosts: whose images may be fetched when `put` is given an address: `name` (the usual port) or `name:port`, by
             https, and by http from this machine itself. No redirect is followed. Empty: nobody's.
 
@@ -69,8 +59,9 @@ class ImageStore:
     def put(self, image: Any) -> str:
         """Keep an image and return its reference.
 
-        PNG, JPEG and WebP are kept as they are, less their metadata; other pictures and DICOM become PNG. A DICOM file
-        is shown as on a screen: rescaled, by its first window, MONOCHROME1 inverted.
+        PNG and JPEG are kept as they are, less their metadata; other pictures and DICOM become PNG, and so does what
+        is transparent (on white), on its side, or of more than eight bits. A DICOM file is shown as on a screen:
+        rescaled, by its first window, MONOCHROME1 inverted.
 
         Args:
             image: a path, bytes, a PIL image, a base64 data URL, a reference that the store already holds, an address
@@ -79,6 +70,7 @@ class ImageStore:
         Raises:
             ValueError: if it cannot be read as an image, may not be read, is too large, is of another type, or has
                 several frames and none is named.
+            OSError: if the store's folder cannot be written.
         """
         image, frame = _with_frame(image)
         if isinstance(image, str) and image.startswith(PREFIX):
@@ -89,8 +81,11 @@ class ImageStore:
         path = self.path(ref)
         if not path.exists():
             part = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-            part.write_bytes(data)
-            part.replace(path)  # another process may have written the same bytes: either copy will do
+            try:
+                part.write_bytes(data)
+                part.replace(path)  # another process may have written the same bytes: either copy will do
+            finally:
+                part.unlink(missing_ok=True)  # of a disk that is full
         return ref
 
     def get(self, ref: str) -> bytes:
@@ -110,12 +105,12 @@ class ImageStore:
         """The LangChain content block that shows the image to a model."""
         data = self.get(ref)
         with opened(data) as image:
-            mime = WIRE_FORMATS[cast(str, image.format)]
+            mime = Image.MIME[image.format or ""]
         return {"type": "image", "base64": base64.b64encode(data).decode(), "mime_type": mime}
 
     def _known(self, ref: str) -> str:
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", ref) or not self.path(ref).exists():
-            raise ImageError(f"no image {ref!r} in the store {str(self.folder)!r}; {self._sources.valid}")
+            raise ImageError(f"no image {ref[:SHOWN]!r} in the store; {self._sources.valid}")
         return ref
 
     def _kept(self, image: Any, frame: Any) -> bytes:
@@ -131,7 +126,7 @@ class ImageStore:
             raise
         except Exception as error:  # decoders of hostile files raise whatever they run into
             unknown = isinstance(error, UnidentifiedImageError)
-            what = f"none of {', '.join(FORMATS)}, DICOM" if unknown else type(error).__name__
+            what = f"none of {', '.join(FORMATS)}, DICOM" if unknown else f"damaged or cut off: {type(error).__name__}"
             raise ImageError(f"not a readable image ({what}); {self._sources.valid}") from error
 
 
@@ -146,7 +141,7 @@ def _with_frame(given: Any) -> tuple[Any, Any]:
     if not isinstance(given, Mapping):
         return given, None
     if unknown := [key for key in given if key not in ("image", "frame")]:
-        raise ImageError(f"unknown keys {unknown!r:.200}; give {{'image': ..., 'frame': 0}}")
+        raise ImageError(f"the image has unknown keys {unknown!r:.200}; give {{'image': ..., 'frame': 0}}")
     if "image" not in given:
         raise ImageError("there is no image; give {'image': ..., 'frame': 0}")
     return given["image"], given.get("frame")

@@ -1,6 +1,7 @@
 """Pictures: from a file's bytes, which may be anything, to bytes that every reader sees alike.
 
-Invariant: what leaves here decodes, is upright, has eight bits a channel, and says nothing but its pixels and colours.
+Invariant: what leaves here decodes, is one picture, upright, opaque, of eight bits a channel, and says nothing but its
+pixels and colours.
 """
 
 import io
@@ -8,7 +9,7 @@ import logging
 import struct
 import threading
 import warnings
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image, ImageOps
 
@@ -16,9 +17,9 @@ from mmedagent_graph.metadata import bare
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
 """What is decoded; JPEG includes MPO. Pillow knows more, some of which start other programs (EPS)."""
-WIRE_FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-"""What chat APIs take as it is; anything else that Pillow reads is kept as an upright PNG of eight bits."""
-WIRE_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
+WIRE_FORMATS = ("PNG", "JPEG", "MPO")
+"""What is kept as it is, where that is what every chat API takes; anything else becomes a PNG."""
+WIRE_MODES = ("1", "L", "P", "RGB")
 MAX_SIDE = 65_535
 """As many as JPEG and DICOM can have. A WebP of 190 bytes and 8 million columns takes Pillow minutes."""
 MAX_FRAMES = 2_000
@@ -80,11 +81,11 @@ def which_frame(frame: Any, count: int) -> int:
     Raises:
         ImageError: if there are several and none was named, or the named one is none of them.
     """
+    if frame is None and count > 1:
+        raise ImageError(f"the file has {count} frames; give one, from 0 to {count - 1}: {{'image': ..., 'frame': 0}}")
     valid = f"give a whole number from 0 to {count - 1}" if count > 1 else "there is one frame: give 0, or no frame"
     if frame is None:
-        if count == 1:
-            return 0
-        raise ImageError(f"the file has {count} frames; say which: {{'image': ..., 'frame': 0}}; {valid}")
+        return 0
     if isinstance(frame, bool) or not isinstance(frame, int):
         raise ImageError(f"frame: cannot use a {type(frame).__name__}; {valid}")
     if not 0 <= frame < count:
@@ -98,9 +99,9 @@ def within(size: tuple[int, int], max_pixels: int) -> None:
     Raises:
         ImageError: if it is too large.
     """
-    if size[0] * size[1] > max_pixels or max(size) > MAX_SIDE:
-        limits = f"at most {max_pixels} are taken, and {MAX_SIDE} a side"
-        raise ImageError(f"the image has {size[0]} x {size[1]} pixels; {limits}")
+    if not 0 < size[0] * size[1] <= max_pixels or max(size) > MAX_SIDE:
+        limits = f"1 to {max_pixels} are taken, and at most {MAX_SIDE} a side"
+        raise ImageError(f"the image has {size[0]} x {size[1]} pixels, where {limits}")
 
 
 def opened(data: bytes) -> Image.Image:
@@ -110,23 +111,37 @@ def opened(data: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB. Sixteen bits are scaled to eight: Pillow alone would clip them to white."""
-    if image.mode.startswith("I;16"):
+    """The picture in RGB, on white where it is transparent.
+
+    Sixteen bits are scaled to eight: Pillow alone would clip them to white. More bits, and floats, have no white of
+    their own; they are stretched between the least and the greatest value of the picture.
+    """
+    mode = image.mode
+    if mode.startswith("I;16"):
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    elif mode in ("I", "F"):
+        low, high = cast(tuple[float, float], image.getextrema())
+        scale = 255 / ((high - low) or 1)
+        image = image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     rgb = image.convert("RGB")
-    if image.mode != "RGB":
+    rgb.info.pop("transparency", None)
+    if mode not in ("RGB", "RGBA", "P"):
         rgb.info.pop("icc_profile", None)  # it was for the other mode's colours
     return rgb
 
 
 def png(image: Image.Image) -> bytes:
-    """A PNG of a picture in any mode; one that chat APIs do not take is turned into RGB first."""
+    """A PNG of a picture in any mode; one that not every reader sees alike is turned into RGB first."""
     buffer = io.BytesIO()
-    try:
-        (image if image.mode in WIRE_MODES else to_rgb(image)).save(buffer, "PNG")
-    except (OSError, ValueError) as error:
-        raise ImageError(f"a PIL image of mode {image.mode!r} cannot be kept ({error}); convert it to RGB") from error
+    (image if _is_plain(image) else to_rgb(image)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _is_plain(image: Image.Image) -> bool:
+    return image.mode in WIRE_MODES and not image.has_transparency_data
 
 
 def png_of(image: Image.Image, frame: Any, max_pixels: int) -> bytes:
@@ -141,7 +156,7 @@ def png_of(image: Image.Image, frame: Any, max_pixels: int) -> bytes:
 
 
 def checked(data: bytes, frame: Any, max_pixels: int) -> bytes:
-    """The bytes to keep: the file's own, without what it says of people, where chat APIs take them; else a PNG.
+    """The bytes to keep: the file's own, without what it says of people, where every reader sees them alike; or a PNG.
 
     Args:
         data: the file.
@@ -158,10 +173,10 @@ def checked(data: bytes, frame: Any, max_pixels: int) -> bytes:
             image.load()
             upright = image.getexif().get(ORIENTATION, 1) == 1
         form = image.format or ""
-        if single and upright and form in (*WIRE_FORMATS, "MPO") and image.mode in WIRE_MODES:
+        if single and upright and form in WIRE_FORMATS and _is_plain(image):
             try:
                 kept = bare(data, form)
-            except (ValueError, IndexError, struct.error):
+            except (ValueError, struct.error):
                 return png(to_rgb(image))  # it decodes, but nobody can say what else is in it
             return data if kept == data else checked(kept, None, max_pixels)
         return png(to_rgb(ImageOps.exif_transpose(image)))
@@ -183,10 +198,8 @@ def _seek(image: Image.Image, frame: Any, max_pixels: int) -> bool:
         image.seek(step)
         decoded += image.width * image.height
         if decoded > max_pixels:
-            raise ImageError(
-                f"frame: those up to it have more than {max_pixels} pixels together, and an animation "
-                "is decoded from its start; give the frame as a picture of its own"
-            )
+            said = f"the animation has more than {max_pixels} pixels up to this frame"
+            raise ImageError(f"{said}; give the frame as a picture of its own")
     return False
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -25,7 +25,7 @@ SHOWN = 200
 TIMEOUT = 10.0
 """Seconds that a host may be silent."""
 DEADLINE = 60.0
-"""Seconds that a host may take in all."""
+"""Seconds that a host may take for an answer's body."""
 URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE | re.ASCII)
 PORTS = {"https": 443, "http": 80}
 
@@ -74,7 +74,7 @@ class Sources:
         else:
             raise ImageError(f"cannot use a {type(image).__name__} as an image; {self.valid}")
         if len(data) > limit:
-            raise ImageError(f"the image has {len(data)} bytes; at most {limit} are taken")
+            raise ImageError(f"the image has {len(data)} bytes, where at most {limit} are taken")
         return data
 
     def _data_url(self, url: str, limit: int) -> bytes:
@@ -82,7 +82,7 @@ class Sources:
         if not comma or not head.lower().endswith(";base64"):
             raise ImageError(f"{head[:SHOWN]!r} is not a base64 data URL; {self.valid}")
         if len(payload) > 4 * (limit // 3 + 1):
-            raise ImageError(f"the data URL holds some {len(payload) // 4 * 3} bytes; at most {limit} are taken")
+            raise ImageError(f"the data URL holds some {len(payload) // 4 * 3} bytes, where at most {limit} are taken")
         try:
             return base64.b64decode(payload, validate=True)
         except ValueError as error:
@@ -96,22 +96,25 @@ class Sources:
 
     def _file(self, given: str, limit: int) -> bytes:
         name = repr(given[:SHOWN])  # it may be an image in base64, which no log should hold
-        path = self._allowed(given)
-        if path is None:
+        allowed = self._allowed(given)
+        if allowed is None:
             where = "in none of the folders that may be read" if self._folders else "no path is read here"
             raise ImageError(f"{name} is neither a data URL nor a reference, and {where}; {self.valid}")
         try:
-            data = _read(path, limit)
+            data = _read(*allowed, limit)
         except (OSError, ValueError) as error:
             raise ImageError(f"cannot read {name} ({getattr(error, 'strerror', error)}); {self.valid}") from error
         if len(data) > limit:
-            raise ImageError(f"{name} has more than the {limit} bytes that are taken")
+            raise ImageError(f"{name} has more bytes than the {limit} that are taken")
         return data
 
-    def _allowed(self, given: str) -> Path | None:
-        """The file that a path names, if it may be read. Outside the folders, the disk is not even looked at."""
+    def _allowed(self, given: str) -> tuple[Path | None, Path] | None:
+        """A folder that may be read (None: any) and the file in it that a path names; None if it may not be read.
+
+        Outside the folders, the disk is not even looked at.
+        """
         if self._any_path:
-            return Path(given)
+            return None, Path(given)
         path = Path.cwd() / given
         if "\0" in given or ".." in path.parts:
             return None
@@ -122,7 +125,7 @@ class Sources:
             resolved = path.resolve()
         except (OSError, RuntimeError):  # links in a circle
             return None
-        return resolved if any(resolved.is_relative_to(folder) for folder in real) else None
+        return next(((folder, resolved) for folder in real if resolved.is_relative_to(folder)), None)
 
     def _remote(self, address: str, limit: int) -> bytes:
         if not self._hosts:
@@ -151,14 +154,29 @@ def _several(given: Any, field: str) -> list[str]:
     raise ValueError(f"{field}: give {valid[field]}")
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _read(folder: Path | None, path: Path, limit: int) -> bytes:
     """A file's bytes; one more than `limit` where it has more. A pipe that nobody writes into is not waited for."""
-    with os.fdopen(
-        os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
-    ) as file:
+
+    def opener(name: str, flags: int) -> int:
+        flags |= getattr(os, "O_NONBLOCK", 0)
+        return os.open(name, flags) if folder is None else _walked(folder, path.relative_to(folder).parts, flags)
+
+    with open(path, "rb", opener=opener) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("not a regular file")
         return file.read(limit + 1)
+
+
+def _walked(folder: Path, parts: Sequence[str], flags: int) -> int:
+    """A file opened step by step from a folder, and by no link: one may have been put there since it was checked."""
+    at = os.open(folder, flags)
+    for part in parts:
+        above = at
+        try:
+            at = os.open(part, flags | os.O_NOFOLLOW, dir_fd=above)
+        finally:
+            os.close(above)
+    return at
 
 
 def _valid(any_path: bool, folders: list[str], hosts: list[str]) -> str:
@@ -205,7 +223,7 @@ def _fetched(url: "httpx.URL", limit: int) -> bytes:
             response = transport.handle_request(request)
             try:
                 if response.status_code != 200:
-                    raise ImageError(f"{url.host!r} answers {response.status_code} where 200 is needed")
+                    raise ImageError(f"{url.host!r} answers {response.status_code}, where 200 is needed")
                 for chunk in response.iter_raw():
                     data += chunk
                     if len(data) > limit:

@@ -1,6 +1,7 @@
 """Tests of ImageStore: every way in, what is refused, and that a reference is the hash of its bytes."""
 
 import base64
+import errno
 import gc
 import hashlib
 import io
@@ -9,6 +10,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from fakes import data_url, encoded, image
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageChops, ImageCms
 
 from mmedagent_graph import images
 from mmedagent_graph.images import ImageStore, default_store
@@ -74,7 +76,7 @@ def test_a_pil_image_keeps_its_pixels(mode: str, store: ImageStore) -> None:
     assert store.open(store.put(picture)).tobytes() == picture.convert("RGB").tobytes()
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_what_chat_models_take_is_kept_byte_for_byte(form: str, store: ImageStore) -> None:
     data = encoded(image(), form)
     ref = store.put(data)
@@ -86,11 +88,11 @@ def test_what_chat_models_take_is_kept_byte_for_byte(form: str, store: ImageStor
     }
 
 
-@pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("form", ["WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_other_formats_become_png(form: str, store: ImageStore) -> None:
     ref = store.put(encoded(image("orange"), form))
     assert store.block(ref)["mime_type"] == "image/png"
-    assert store.open(ref).getpixel((0, 0)) == (255, 165, 0)
+    assert ImageChops.difference(store.open(ref), image("orange")).getextrema() <= ((2, 2),) * 3
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
@@ -130,7 +132,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "NUL in the path": (lambda _: "a\0.png", ""),
     "text file": (lambda folder: written(folder, b"hello"), r"not a readable image \(none of PNG, JPEG, .*, DICOM\)"),
     "no bytes": (lambda _: b"", "not a readable image"),
-    "cut off": (lambda _: encoded(Image.effect_noise((64, 64), 9))[:900], r"not a readable image \(OSError\)"),
+    "cut off": (
+        lambda _: encoded(Image.effect_noise((64, 64), 9))[:900],
+        r"not a readable image \(damaged or cut off: OSError\)",
+    ),
     "drawn by another program": (lambda _: encoded(image(), "EPS"), "not a readable image"),
     "a format of no clinic": (lambda _: encoded(image(), "DDS"), "not a readable image"),
     "http": (lambda _: "http://example.org/scan.png", "'http://example.org/scan.png' is a remote address"),
@@ -168,7 +173,7 @@ def test_too_many_bytes(store: ImageStore, tmp_path: Path, monkeypatch: pytest.M
 
 def test_too_many_pixels(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 47)
-    with pytest.raises(ValueError, match="8 x 6 pixels; at most 47"):
+    with pytest.raises(ValueError, match="8 x 6 pixels, where 1 to 47 are taken"):
         store.put(PNG)
     monkeypatch.setattr(images, "MAX_PIXELS", 48)
     assert store.put(PNG)
@@ -185,6 +190,39 @@ def test_an_unknown_reference_is_not_read(ref: str, store: ImageStore) -> None:
     written(store.folder.parent, PNG)
     with pytest.raises(ValueError, match="no image"):
         store.get(ref)
+
+
+def test_errors_do_not_tell_where_the_store_is(store: ImageStore) -> None:
+    with pytest.raises(ValueError, match="no image") as raised:
+        store.put("sha256:" + "x" * 1_000_000)
+    assert str(store.folder) not in str(raised.value)
+    assert len(str(raised.value)) < 500
+
+
+def test_an_image_of_no_pixels(store: ImageStore) -> None:
+    with pytest.raises(ValueError, match="the image has 0 x 5 pixels, where 1 to 100000000 are taken"):
+        store.put(Image.new("RGB", (0, 5)))
+
+
+def test_a_full_disk_leaves_nothing_behind(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bytes = Path.write_bytes
+
+    def half(path: Path, data: bytes) -> int:
+        write_bytes(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="No space left"):
+            store.put(PNG)
+    assert kept(store) == []
+    assert store.get(store.put(PNG)) == PNG
+
+
+def test_many_write_the_same_image_at_once(store: ImageStore) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        refs = set(pool.map(lambda _: ImageStore(store.folder).put(PNG), range(64)))
+    assert kept(store) == [ref.removeprefix("sha256:") for ref in refs]
 
 
 def test_a_folder_outlives_its_store(store: ImageStore) -> None:
@@ -238,6 +276,52 @@ def test_what_is_kept_has_eight_bits(store):
         assert kept.getpixel((0, 0)) == (128, 128, 128)
 
 
+@pytest.mark.parametrize(
+    ("form", "code", "values"),
+    [
+        ("h", 2, [-1000, 0, 1000, 3000]),
+        ("i", 2, [-1000, 0, 1000, 3000]),
+        ("f", 3, [-0.25, 0.0, 0.25, 0.75]),
+        ("f", 3, [0.5, 0.5, 0.5, 0.5]),
+    ],
+)
+def test_values_that_have_no_white_of_their_own_are_stretched(
+    form: str, code: int, values: list[float], store: ImageStore
+) -> None:
+    """Signed values, 32 bits and floats; Pillow alone would clip them to black and white."""
+    data = struct.pack(f"<4{form}", *values)
+    entries = [(256, 4), (257, 1), (258, len(data) * 2), (259, 1), (262, 1), (273, 134), (277, 1), (278, 1)]
+    entries += [(279, len(data)), (339, code)]
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(entries)) + tags + bytes(4) + data
+    opened = store.open(store.put(tiff))
+    shown = [opened.getpixel((x, 0))[0] for x in range(4)]  # type: ignore[index]
+    assert shown == ([0, 0, 0, 0] if values[0] == 0.5 else [0, 63, 127, 255])
+
+
+def test_what_is_transparent_is_white_to_every_reader(store: ImageStore) -> None:
+    """Some lay it on black, some on white, and some show the colour that somebody hid."""
+    hidden = Image.new("RGBA", (3, 1), (0, 200, 0, 0))
+    hidden.putpixel((1, 0), (255, 0, 0, 255))
+    hidden.putpixel((2, 0), (0, 0, 0, 128))
+    webp = io.BytesIO()
+    hidden.save(webp, "WEBP", lossless=True)
+    kinds: list[Any] = [hidden, encoded(hidden), encoded(hidden, "TIFF"), webp.getvalue()]
+    for given_ in kinds:
+        with Image.open(io.BytesIO(store.get(store.put(given_)))) as kept:
+            assert kept.mode == "RGB"
+            assert [kept.getpixel((x, 0))[x == 1] for x in range(3)] == [255, 0, 127]  # type: ignore[index]
+    for mode, clear in (("P", 0), ("L", 0), ("RGB", (0, 0, 0)), ("1", 0)):
+        buffer = io.BytesIO()
+        Image.new(mode, (1, 1)).save(buffer, "PNG", transparency=clear)
+        kept = store.get(store.put(buffer.getvalue()))
+        assert b"tRNS" not in png_chunks(kept)
+        assert decoded(kept) == b"\xff\xff\xff"
+    buffer = io.BytesIO()
+    Image.new("I;16", (1, 1), 257).save(buffer, "PNG", transparency=1)
+    assert b"tRNS" not in png_chunks(store.get(store.put(buffer.getvalue())))
+
+
 @pytest.mark.parametrize(("mode", "form"), [("I;16", "PNG"), ("CMYK", "JPEG")])
 def test_what_not_every_reader_takes_is_not_kept_as_it_is(mode: str, form: str, store: ImageStore) -> None:
     with Image.open(io.BytesIO(store.get(store.put(encoded(Image.new(mode, (8, 6)), form))))) as kept:
@@ -272,9 +356,7 @@ def test_a_frame_by_its_number(form: str, store: ImageStore) -> None:
 
 @pytest.mark.parametrize("form", MOVING)
 def test_several_frames_are_never_a_silent_first(form: str, store: ImageStore) -> None:
-    with pytest.raises(
-        ValueError, match=r"the file has 3 frames; say which: \{'image': ..., 'frame': 0\}.* from 0 to 2"
-    ):
+    with pytest.raises(ValueError, match=r"the file has 3 frames; give one, from 0 to 2: \{'image': ..., 'frame': 0\}"):
         store.put(frames(form))
     with Image.open(io.BytesIO(frames(form))) as opened, pytest.raises(ValueError, match="the file has 3 frames"):
         store.put(opened)
@@ -344,7 +426,7 @@ def test_an_animation_is_not_decoded_without_end(store: ImageStore, monkeypatch:
     monkeypatch.setattr(images, "MAX_PIXELS", 2 * 48)
     for form in ("GIF", "PNG", "WEBP"):
         assert store.put({"image": frames(form), "frame": 1})
-        with pytest.raises(ValueError, match="more than 96 pixels together"):
+        with pytest.raises(ValueError, match="more than 96 pixels up to this frame; give"):
             store.put({"image": frames(form), "frame": 2})
     assert store.put({"image": frames("TIFF"), "frame": 2})  # whose pages do not need each other
 
@@ -355,7 +437,7 @@ def test_an_animation_that_grows(store: ImageStore, monkeypatch: pytest.MonkeyPa
     data = frames("GIF", (0, 50, 100, 150), (40, 40))
     data = data[:6] + struct.pack("<HH", 1, 1) + data[10:]
     assert store.put({"image": data, "frame": 2})
-    with pytest.raises(ValueError, match="more than 5000 pixels together"):
+    with pytest.raises(ValueError, match="more than 5000 pixels up to"):
         store.put({"image": data, "frame": 3})
 
 
@@ -364,7 +446,7 @@ def test_each_page_has_its_own_size(store: ImageStore, monkeypatch: pytest.Monke
     Image.new("L", (2, 2)).save(buffer, "TIFF", save_all=True, append_images=[Image.new("L", (20, 20))])
     monkeypatch.setattr(images, "MAX_PIXELS", 399)
     assert store.put({"image": buffer.getvalue(), "frame": 0})
-    with pytest.raises(ValueError, match="20 x 20 pixels; at most 399"):
+    with pytest.raises(ValueError, match="20 x 20 pixels, where 1 to 399"):
         store.put({"image": buffer.getvalue(), "frame": 1})
 
 
@@ -464,8 +546,8 @@ def test_a_jpeg_keeps_every_pixel(said: list[str], mode: str, sampling: int, pro
     ref = store.put(after_start(buffer.getvalue(), *(parts[name] for name in said)))
     assert store.open(ref).tobytes() == decoded(buffer.getvalue())
     assert NAME not in store.get(ref)
-    if mode != "CMYK":
-        assert store.get(ref) == after_start(buffer.getvalue(), *(parts[name] for name in said if name == "fill"))
+    if mode != "CMYK" and "fill" not in said:  # which decoders forgive, and is drawn anew
+        assert store.get(ref) == buffer.getvalue()
 
 
 def test_a_phones_photograph_of_two_pictures_is_its_first(store: ImageStore) -> None:
@@ -502,29 +584,39 @@ def test_a_png_says_nothing_of_people(kind: str, store: ImageStore) -> None:
         assert store.get(store.put(data)) == plain
 
 
+def test_an_animation_of_one_frame_is_one_picture(store: ImageStore) -> None:
+    """Or some would show the picture and others the animation, which nobody has looked at."""
+    moving = [
+        chunk(b"acTL", struct.pack(">II", 1, 0)),
+        chunk(b"fcTL", struct.pack(">5IHHBB", 0, 8, 6, 0, 0, 1, 1, 0, 0)),
+    ]
+    data = PNG[:33] + b"".join(moving) + PNG[33:]
+    assert store.get(store.put(data)) == PNG
+
+
 def webp(*more: tuple[bytes, bytes], flags: int) -> bytes:
-    """A WebP in its long form, with a profile of an odd length before the picture and more chunks after it."""
+    """A WebP in its long form, with more chunks after the picture."""
     short = encoded(image("orange"), "WEBP")
-    start = (b"VP8X", struct.pack("<I", flags | 0x20) + b"\7\0\0\5\0\0")
-    parts = [start, (b"ICCP", b"odd"), (short[12:16], short[20:]), *more]
+    start = (b"VP8X", struct.pack("<I", flags) + b"\7\0\0\5\0\0")
+    parts = [start, (short[12:16], short[20:]), *more]
     body = b"".join(kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for kind, data in parts)
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 
 @pytest.mark.parametrize(
-    ("data", "plain"),
+    "data",
     [
-        (webp((b"EXIF", exif()), flags=8), webp(flags=0)),
-        (webp((b"XMP ", NAME + b"!"), flags=4), webp(flags=0)),
-        (webp((b"EXIF", exif()), (b"XMP ", NAME), flags=0x1C), webp(flags=0x10)),
-        (webp((b"prvt", NAME), flags=0), webp(flags=0)),
-        (webp(flags=0) + NAME, webp(flags=0)),
-        (encoded(image("orange"), "WEBP") + NAME, encoded(image("orange"), "WEBP")),
+        webp((b"EXIF", exif()), flags=8),
+        webp((b"XMP ", NAME + b"!"), flags=4),
+        webp((b"prvt", NAME), flags=0),
+        encoded(image("orange"), "WEBP") + NAME,
     ],
 )
-def test_a_webp_says_nothing_of_people(data: bytes, plain: bytes, store: ImageStore) -> None:
-    assert store.get(store.put(data)) == plain
-    assert store.get(store.put(plain)) == plain
+def test_a_webp_says_nothing_of_people(data: bytes, store: ImageStore) -> None:
+    assert NAME in data
+    kept = store.get(store.put(data))
+    assert png_chunks(kept) == {b"IHDR", b"IDAT", b"IEND"}
+    assert decoded(kept) == decoded(encoded(image("orange"), "WEBP"))
 
 
 def test_a_file_that_only_a_decoder_understands_is_drawn_anew(store: ImageStore) -> None:
@@ -591,7 +683,7 @@ def test_a_small_file_of_a_huge_picture(width: int, height: int, store: ImageSto
     data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ValueError, match=r"not a readable image|pixels; at most"):
+        with pytest.raises(ValueError, match=r"not a readable image|pixels, where 1 to"):
             store.put(data)
 
 
@@ -599,7 +691,9 @@ def test_a_picture_of_one_endless_row(store: ImageStore) -> None:
     """Of a few bytes and few enough pixels, and Pillow would take minutes for it."""
     data = frames("WEBP")
     at = data.index(b"VP8X") + 12
-    with pytest.raises(ValueError, match="8000001 x 6 pixels; at most 100000000 are taken, and 65535 a side"):
+    with pytest.raises(
+        ValueError, match="8000001 x 6 pixels, where 1 to 100000000 are taken, and at most 65535 a side"
+    ):
         store.put({"image": data[:at] + (8_000_000).to_bytes(3, "little") + data[at + 3 :], "frame": 0})
     assert store.put(encoded(Image.new("L", (65_535, 1))))
 

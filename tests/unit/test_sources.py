@@ -125,6 +125,35 @@ def test_what_is_elsewhere_is_not_even_looked_at(clinic: Path, monkeypatch: pyte
     assert not [path for path in looked if path.startswith("/mnt")]
 
 
+def test_a_folder_that_becomes_a_link_after_it_was_checked(clinic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who may write where the scans are must not have another file read in their place."""
+    store = only(clinic)
+    (clinic / "scans-2" / "b b.png").write_bytes(encoded(image("blue")))
+    resolve = Path.resolve
+
+    def swapped(path: Path, **kwargs: Any) -> Path:
+        resolved = resolve(path, **kwargs)
+        if path.name == "b b.png":
+            (clinic / "scans" / "2026").rename(clinic / "scans" / "2027")
+            (clinic / "scans" / "2026").symlink_to(clinic / "scans-2")
+        return resolved
+
+    monkeypatch.setattr(Path, "resolve", swapped)
+    with pytest.raises(ValueError, match="cannot read"):
+        store.put(clinic / "scans" / "2026" / "b b.png")
+
+
+def test_what_is_refused_leaves_nothing_open(clinic: Path) -> None:
+    stores = [ImageStore(clinic / "store"), only(clinic)]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for store in stores:
+        for name in ("scans", "scans/2026", "scans/none.png", "scans/out.png", "scans/a.png/x"):
+            if store is stores[1] or name != "scans/out.png":
+                with pytest.raises(ValueError):
+                    store.put(clinic / name)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 @pytest.fixture(scope="module")
 def secretive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("secretive")
@@ -221,14 +250,14 @@ def test_what_is_no_file(kind: str, tmp_path: Path) -> None:
 def test_a_file_of_unknown_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its size is said to be 0, and it has bytes."""
     monkeypatch.setattr(images, "MAX_BYTES", 10)
-    with pytest.raises(ValueError, match="has more than the 10 bytes"):
+    with pytest.raises(ValueError, match="has more bytes than the 10 that are taken"):
         ImageStore(tmp_path).put("/proc/self/status")
 
 
 def test_data_urls_are_measured_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("base64.b64decode", lambda *_, **__: pytest.fail("decoded"))
     monkeypatch.setattr(images, "MAX_BYTES", 30)
-    with pytest.raises(ValueError, match="some 300 bytes; at most 30 are taken"):
+    with pytest.raises(ValueError, match="some 300 bytes, where at most 30 are taken"):
         ImageStore(tmp_path).put("data:image/png;base64," + "A" * 400)
 
 
@@ -418,7 +447,7 @@ def test_hosts_of_another_form(hosts: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("moved", "'127.0.0.1' answers 302 where 200 is needed"),
+        ("moved", "'127.0.0.1' answers 302, where 200 is needed"),
         ("missing", "answers 404"),
         ("empty", "answers 204"),
         ("endless", "sends more bytes than the 1000000 that are taken"),
