@@ -4,7 +4,8 @@
     python -m mmedagent_graph consult-many cases.jsonl --out results.jsonl
 
 Exit codes: 0 decided (consult-many: every case has a result), 1 failed (consult-many: some case did), 2 bad input,
-3 no decision (unreadable, or withheld by --abstain-below), 130 Ctrl-C, 143 SIGTERM.
+3 no decision (unreadable, or withheld by --abstain-below); 128 and the number of the signal that ended it: 130 Ctrl-C,
+143 SIGTERM, 129 SIGHUP, 141 nobody reads the output any more.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import AsyncGenerator, Container, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, asyncio.CancelledError):
             return STOPPED + (signals or [signal.SIGINT])[0]
         except BrokenPipeError:  # whoever read our output has enough of it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if sys.stdout:  # what is left in it would be written at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return STOPPED + 13  # SIGPIPE
         except Exception as error:
             if given.debug:
@@ -72,7 +74,7 @@ def _consult(given: argparse.Namespace) -> int:
         raise ValueError("--review asks on the terminal: it goes neither with --json nor without one")
     if not sys.stdout:
         raise ValueError("stdout is closed: there is nowhere to show the consultation")
-    images = _store(given.images)
+    images = _store(given)
     asked = {"question": given.question, "options": given.option, "images": given.image, "context": given.context}
     case = Case.of(asked).fields(images)  # before a model is loaded, and told apart from what fails later
     with contextlib.redirect_stdout(sys.stderr) if given.json else contextlib.nullcontext():
@@ -125,36 +127,50 @@ async def _failing(graph: Consultation, given: Any) -> AsyncGenerator[Any, None]
 
 def _consult_many(given: argparse.Namespace) -> int:
     """The cases of a file."""
-    ids = check_cases(given.cases, given.split, given.limit)
-    with contextlib.closing(_results(given.out, ids)) as results:
+    with _usable("cases", given.cases, "a JSONL file with one case a line"):
+        ids = check_cases(given.cases, given.split, given.limit)
+    with _usable("--out", given.out, "a JSONL file"):
+        results = Results(given.out, ids)
+    with contextlib.closing(results):
         before = len(results.done)
         if before:
             _tell(f"{before} of {len(ids)} cases are skipped: they are done in {str(given.out)!r}")
         if before == len(ids):
             return DECIDED
-        graph = _graph(given, _store(given.images))
-        done = failed = 0
-        often = 0.1 if _is_terminal(sys.stderr) else 30.0  # seconds; a log need not hold every step
-        with tqdm(
-            total=len(ids), initial=before, unit="case", mininterval=often, dynamic_ncols=True, disable=not sys.stderr
-        ) as bar:
+        graph = _graph(given, _store(given))
+        waiting = read_cases(given.cases, given.split, given.limit, without=results.done)
+        done, failed = before, 0
+        bar = _progress(before, len(ids))
 
-            def keep(line: dict[str, Any]) -> None:
-                nonlocal done, failed
-                results.keep(line)
-                done, failed = done + ("error" not in line), failed + ("error" in line)
-                bar.set_postfix(done=before + done, failed=failed, refresh=False)
-                bar.update()
+        def keep(line: dict[str, Any]) -> None:
+            nonlocal done, failed
+            results.keep(line)
+            done, failed = done + ("error" not in line), failed + ("error" in line)
+            bar.set_postfix(done=done, failed=failed, refresh=False)
+            bar.update()
 
-            waiting = read_cases(given.cases, given.split, given.limit, without=results.done)
-            try:
+        try:
+            with bar:
                 asyncio.run(consult_many(graph, waiting, keep, given.concurrency))
-            finally:
-                bar.close()
-                left = len(ids) - before - done - failed
-                again = "; the same command goes on from here" if failed or left else ""
-                _tell(f"{before + done} done, {failed} failed, {left} left{again}")
+        finally:
+            left = len(ids) - done - failed
+            again = "; the same command goes on from here" if results.lasting and (failed or left) else ""
+            _tell(f"{done} done, {failed} failed, {left} left{again}")
     return FAILED if failed or left else DECIDED
+
+
+def _progress(done: int, cases: int) -> "tqdm[Any]":
+    """A bar on stderr; a log need not hold every step of it."""
+    often = 0.1 if _is_terminal(sys.stderr) else 30.0  # seconds
+    return tqdm(
+        initial=done,
+        total=cases,
+        unit="case",
+        mininterval=often,
+        miniters=1,  # or it would be drawn in between by a thread of its own
+        dynamic_ncols=True,
+        disable=not sys.stderr,
+    )
 
 
 def _graph(given: argparse.Namespace, images: ImageStore, **more: Any) -> Consultation:
@@ -188,23 +204,23 @@ def _cache(path: Path) -> BaseCache[Any]:
         raise ValueError(f"--cache: cannot use {str(path)!r} ({error}); give an SQLite file, or a new one") from error
 
 
-def _store(folder: Path | None) -> ImageStore:
-    try:
-        return ImageStore(folder)
-    except OSError as error:
-        raise ValueError(f"--images: cannot use {str(folder)!r} ({error.strerror}); give a folder") from error
+def _store(given: argparse.Namespace) -> ImageStore:
+    with _usable("--images", given.images, "a folder"):
+        return ImageStore(given.images)
 
 
-def _results(path: Path, ids: Container[str]) -> Results:
+@contextlib.contextmanager
+def _usable(name: str, path: Path | None, valid: str) -> Iterator[None]:
+    """Take it for bad input if the system does not let us use a path that was given."""
     try:
-        return Results(path, ids)
+        yield
     except OSError as error:
-        raise ValueError(f"--out: cannot use {str(path)!r} ({error.strerror}); give a JSONL file") from error
+        raise ValueError(f"{name}: cannot use {str(path)!r} ({error.strerror}); give {valid}") from error
 
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[list[int]]:
-    """Take a SIGTERM as a Ctrl-C, so that temporary images are removed; gives the signals that came."""
+    """Take SIGTERM and SIGHUP as a Ctrl-C, so that temporary images are removed; gives the signals that came."""
     signals: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
@@ -219,11 +235,14 @@ def _stoppable() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    taken = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # Windows knows no SIGHUP
+    ours = {number for number in taken if signal.getsignal(number) != signal.SIG_IGN}  # nohup ignores it
+    before = {number: signal.signal(number, stop) for number in ours}
     try:
         yield signals
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _told(error: BaseException) -> str:

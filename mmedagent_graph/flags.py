@@ -77,6 +77,7 @@ def parser(consult: Command, consult_many: Command, description: str | None) -> 
         "consult-many",
         usage="%(prog)s CASES.jsonl --out RESULTS.jsonl [flags]",
         help="all cases of a file, a line of JSON for each",
+        epilog="A case that failed is a line with its error; the same command tries it again.",
         allow_abbrev=False,
     )
     cases = many.add_argument_group("the cases")

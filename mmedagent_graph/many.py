@@ -1,6 +1,7 @@
 """Many consultations: the cases of a JSONL file, so many at a time, and a line of JSON for each as it ends.
 
-Invariant: a case that has ended is on disk, in one line. Whatever stops a run, the same command goes on from there.
+Invariant: a case that has ended is on disk, in one line. Whatever stops a run, the same command goes on from there:
+it skips the cases that have a result, and tries those again that failed.
 """
 
 import asyncio
@@ -139,7 +140,7 @@ def _row(line: bytes) -> Line | ValueError:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return ValueError(f"not JSON ({getattr(error, 'msg', type(error).__name__)})")
+        return ValueError(f"not JSON in UTF-8 ({getattr(error, 'msg', type(error).__name__)})")
     return row if isinstance(row, dict) else ValueError(f"a case is a JSON object, not a {type(row).__name__}")
 
 
@@ -177,8 +178,8 @@ def _image(folder: Path, image: Any) -> Any:
     if not isinstance(name, str):
         raise ValueError('image: it must be a path, relative to the file\'s folder, or {"image": path, "frame": 0}')
     path = folder / name
-    if not path.is_file():
-        raise ValueError(f"image: {str(path)!r} is not there; images are relative to the file's folder")
+    if not os.path.isfile(path):  # noqa: PTH113  what is too long for a path, such as image data, makes pathlib raise
+        raise ValueError(f"image: {str(path)!r:.300} is not there; images are relative to the file's folder")
     return {**image, "image": path} if framed else path
 
 
@@ -194,7 +195,8 @@ class Results:
     """The file of results: what is done, and the place to add to.
 
     To open it is to make it ready to go on. A last line that a killed run left unfinished is dropped, and so are the
-    errors of cases that will be tried again.
+    errors of cases that will be tried again. What is no regular file (a pipe, a terminal, `/dev/null`) is only written
+    to: some can be read for ever.
 
     Args:
         path: the JSONL file; it need not be there.
@@ -205,12 +207,16 @@ class Results:
     """
 
     def __init__(self, path: Path, wanted: Container[str]) -> None:
-        self.path = path.resolve()  # a link stays a link
-        if self.path.exists() and not self.path.is_file():  # some devices can be read for ever
-            raise ValueError(f"out: {str(path)!r} is no file; give a JSONL file")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.done: set[str] = set()
         """The ids of the cases of this run that have a result."""
+        self.lasting = path.is_file() or not path.exists()
+        """Whether a later run can go on from here."""
+        self._file: BinaryIO
+        if not self.lasting:
+            self._file = path.open("wb")
+            return
+        self.path = path.resolve()  # a link stays a link
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = _locked(self.path)
         try:
             self._make_ready(wanted)
