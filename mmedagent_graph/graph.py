@@ -29,11 +29,12 @@ from mmedagent_graph.events import announce, events
 from mmedagent_graph.frozen import FrozenAnswers
 from mmedagent_graph.images import ImageStore, default_store
 from mmedagent_graph.models import Loader
-from mmedagent_graph.nodes import Attending, Node, Specialist, Swappable, Triage, Voter
+from mmedagent_graph.nodes import Attending, Specialist, Swappable, Triage, Voter
 from mmedagent_graph.nodes.attending import attending_input
 from mmedagent_graph.nodes.base import Answering, Update
 from mmedagent_graph.nodes.specialist import failed
-from mmedagent_graph.nodes.standing import ByContext, ByDoctor, Standing, answering
+from mmedagent_graph.nodes.staff import Panel, Staff
+from mmedagent_graph.nodes.standing import Standing
 from mmedagent_graph.prompts import SPECIALTIES
 from mmedagent_graph.state import (
     Ballot,
@@ -44,8 +45,6 @@ from mmedagent_graph.state import (
     TriageInput,
 )
 
-Panel = Swappable | Sequence[Swappable]
-"""The specialists: one thing for all doctors, or a list with one for each."""
 Retry = RetryPolicy | Sequence[RetryPolicy]
 Timeout = float | timedelta | TimeoutPolicy
 NODES = ("triage", "specialist", "attending")
@@ -123,24 +122,13 @@ def build_graph(
     load = Loader()
     ours = isinstance(context_schema, type) and issubclass(context_schema, Context)
     contexts = Contexts(cast(type[Context], context_schema), settings, load) if ours else None
-    deliberates = contexts is not None or settings.deliberates
-
-    def standing(node: Node, given: Swappable, argument: str, samples: bool = False) -> Answering:
-        built = answering(node, given, argument, frozen, samples, load)
-        if not contexts:
-            return built
-        return ByContext(built, _choice(node.name), lambda name: answering(node, name, argument, frozen, samples, load))
-
-    panels = _panels(specialists, specialties, doctors, Specialist(pictures), standing)
-
-    def panel_size(specialty: str) -> int:
-        context = get_runtime().context if contexts else None
-        named = context.specialists if isinstance(context, Context) else None
-        return len(named) if isinstance(named, list) else len(panels[specialty])
+    deliberates = ours or settings.deliberates
+    staff = Staff(ours, frozen, load)
+    panels = staff.doctors(Specialist(pictures), specialists, specialties, doctors)
 
     def refer(state: ConsultationState) -> list[Send] | str:
         specialty = state["referral"]["specialty"] if state["referral"] else None
-        return "attending" if specialty is None else hear(state["case"], specialty, [], panel_size(specialty))
+        return "attending" if specialty is None else hear(state["case"], specialty, [], panels.count(specialty))
 
     retries, timeouts = _by_node(retry_policy, "retry_policy"), _by_node(timeout, "timeout")
     on_error = {"specialist": _unheard, **_by_node(error_handler, "error_handler")}
@@ -160,8 +148,8 @@ def build_graph(
         node = Standing(who, name, given.pop("enter", None), given.pop("leave", None), bool(given["error_handler"]))
         builder.add_node(name, node, retry_policy=retries.get(kind), timeout=timeouts.get(kind), **given)
 
-    add("triage", standing(Triage(specialties, pictures), triage, "triage"), enter=_triage_input)
-    add("specialist", ByDoctor(panels), input_schema=SpecialistInput)
+    add("triage", staff.member(Triage(specialties, pictures), triage, "triage"), enter=_triage_input)
+    add("specialist", panels, input_schema=SpecialistInput)
     builder.add_edge(START, "triage")
     builder.add_conditional_edges("triage", refer, ["specialist", "attending"])
     builder.add_edge("specialist", "attending")
@@ -171,30 +159,18 @@ def build_graph(
         def current(state: DeliberationState) -> Settings:
             return contexts.current(get_runtime().context, state.get("settings")) if contexts else settings
 
-        deliberation = Deliberation(standing(voter, attending, "attending"), current, panel_size, specialties)
+        deliberation = Deliberation(staff.member(voter, attending, "attending"), current, panels.count, specialties)
         ahead = ("vote", "specialist", "review", END)
         add("attending", deliberation, leave=deliberation.decide, destinations=ahead)
-        voting = standing(voter, attending, "attending", samples=True)
+        voting = staff.member(voter, attending, "attending", samples=True)
         add("vote", voting, "attending", input_schema=Ballot, error_handler=deliberation.unvoted)
         builder.add_edge("vote", "attending")
         builder.add_node("review", deliberation.review, destinations=("specialist", END))
     else:
-        deciding = standing(Attending(pictures), attending, "attending")
+        deciding = staff.member(Attending(pictures), attending, "attending")
         add("attending", deciding, enter=attending_input, leave=_replied)
         builder.add_edge("attending", END)
     return builder.compile(checkpointer=checkpointer, store=store, cache=cache, name=name)
-
-
-def _choice(node: str) -> Callable[[Context, Any], str | None]:
-    """Whom a context names for a node."""
-    if node != "specialist":
-        return lambda context, _: getattr(context, node)
-
-    def doctor(context: Context, state: SpecialistInput) -> str | None:
-        named = context.specialists
-        return named[(state["doctor"] - 1) % len(named)] if isinstance(named, list) else named
-
-    return doctor
 
 
 def _triage_input(state: ConsultationState) -> TriageInput:
@@ -211,33 +187,6 @@ def _unheard(state: SpecialistInput, error: NodeError) -> Command[Any]:
     for event in events(update, state):
         announce(event)
     return Command(update=update, goto="attending")
-
-
-def _panels(
-    given: Panel | Mapping[str, Panel],
-    specialties: Sequence[str],
-    doctors: int,
-    node: Node,
-    standing: Callable[[Node, Swappable, str], Answering],
-) -> dict[str, list[Answering]]:
-    """For every specialty, who answers as its doctors."""
-
-    def panel(given: Panel) -> list[Answering]:
-        if isinstance(given, Sequence) and not isinstance(given, str):
-            if not given:
-                raise ValueError("specialists: the list is empty; give one entry for each doctor")
-            return [standing(node, doctor, f"specialists[{i}]") for i, doctor in enumerate(given)]
-        if not isinstance(doctors, int) or doctors < 1:
-            raise ValueError(f"doctors: {doctors} is not a number of doctors; give 1 or more")
-        return [standing(node, given, "specialists")] * doctors
-
-    if not isinstance(given, Mapping):
-        return dict.fromkeys(specialties, panel(given))
-    if set(given) != set(specialties):
-        wrong = ", ".join(sorted(set(given) ^ set(specialties)))
-        names = ", ".join(specialties)
-        raise ValueError(f"specialists: unknown or missing {wrong}; there must be one entry for each of {names}")
-    return {specialty: panel(given[specialty]) for specialty in specialties}
 
 
 def _by_node(given: Any, argument: str) -> dict[str, Any]:

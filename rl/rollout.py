@@ -17,9 +17,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from tqdm import tqdm
 
 from mmedagent_graph import build_graph
-from mmedagent_graph.graph import Panel
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.nodes import Attending, Swappable, Update
+from mmedagent_graph.nodes.staff import Panel
 from mmedagent_graph.state import ConsultationInput
 from rl.curriculum import tier_of
 from rl.datasets import LabeledCase
