@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import Field
 
 from mmedagent_graph import Consultation, build_graph
+from mmedagent_graph.nodes.standing import Standing
 
 INPUT_TOKENS, OUTPUT_TOKENS = 7, 3
 QUESTION = {"question": "Which scan is it?", "options": ["CT", "MRI", "PET"]}
@@ -106,6 +107,31 @@ def voting(*said: Any) -> Callable[[dict[str, Any]], Any]:
         return one
 
     return vote
+
+
+# Somebody who answers for a node
+
+
+class Named:
+    """Somebody who answers with a name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def call(self, state: Any, config: Any) -> dict[str, Any]:
+        return {"said": f"{self.name} to {state}"}
+
+    async def acall(self, state: Any, config: Any) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return self.call(state, config)
+
+
+async def both(who: Any, state: Any) -> dict[str, Any]:
+    """What it answers, the same for sync and async callers."""
+    call, acall = (who.invoke, who.ainvoke) if isinstance(who, Standing) else (who.call, who.acall)
+    sync, asynchronous = call(state, None), await acall(state, None)
+    assert sync == asynchronous
+    return sync
 
 
 # Consultations

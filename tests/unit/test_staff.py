@@ -1,10 +1,9 @@
 """Tests of who answers for a node."""
 
-import asyncio
 from typing import Any
 
 import pytest
-from fakes import QUESTION, answers, graph
+from fakes import QUESTION, Named, answers, both, graph
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import START, StateGraph
 from typing_extensions import TypedDict
@@ -14,31 +13,8 @@ from mmedagent_graph.images import default_store
 from mmedagent_graph.nodes import Attending, Specialist, Voter
 from mmedagent_graph.nodes.base import ByModel, ByOwn
 from mmedagent_graph.nodes.staff import ByContext, ByDoctor, answering
-from mmedagent_graph.nodes.standing import Standing
 
 SPECIALIST = Specialist(default_store())
-
-
-class Named:
-    """Somebody who answers with a name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def call(self, state: Any, config: Any) -> dict[str, Any]:
-        return {"said": f"{self.name} to {state}"}
-
-    async def acall(self, state: Any, config: Any) -> dict[str, Any]:
-        await asyncio.sleep(0)
-        return self.call(state, config)
-
-
-async def both(who: Any, state: Any) -> dict[str, Any]:
-    """What it answers, the same for sync and async callers."""
-    call, acall = (who.invoke, who.ainvoke) if isinstance(who, Standing) else (who.call, who.acall)
-    sync, asynchronous = call(state, None), await acall(state, None)
-    assert sync == asynchronous
-    return sync
 
 
 # Who answers

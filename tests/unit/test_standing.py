@@ -1,11 +1,10 @@
 """Tests of how a node stands in the graph: what it can reach, what becomes of its failures."""
 
-import asyncio
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from fakes import QUESTION, THREAD, Consult, breaks, consulting, graph, opinion, said
+from fakes import QUESTION, THREAD, Consult, Named, both, breaks, consulting, graph, opinion, said
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_config, get_store
@@ -20,28 +19,6 @@ from mmedagent_graph.nodes.standing import Standing
 @pytest.fixture(params=["invoke", "ainvoke"])
 def consult(request: pytest.FixtureRequest) -> Consult:
     return consulting(request.param)
-
-
-class Named:
-    """Somebody who answers with a name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def call(self, state: Any, config: Any) -> dict[str, Any]:
-        return {"said": f"{self.name} to {state}"}
-
-    async def acall(self, state: Any, config: Any) -> dict[str, Any]:
-        await asyncio.sleep(0)
-        return self.call(state, config)
-
-
-async def both(who: Any, state: Any) -> dict[str, Any]:
-    """What it answers, the same for sync and async callers."""
-    call, acall = (who.invoke, who.ainvoke) if isinstance(who, Standing) else (who.call, who.acall)
-    sync, asynchronous = call(state, None), await acall(state, None)
-    assert sync == asynchronous
-    return sync
 
 
 # Entering and leaving
