@@ -20,7 +20,7 @@ from langchain_core.runnables.configurable import DynamicRunnable
 from mmedagent_graph.answers import read_answer, read_free_text
 from mmedagent_graph.frozen import FrozenAnswers
 from mmedagent_graph.models import ChatModel
-from mmedagent_graph.state import NodeUsage
+from mmedagent_graph.state import NodeUsage, add_usage
 
 Update = dict[str, Any]
 """What a node writes into the state."""
@@ -143,11 +143,20 @@ class ByOwn:
         if isinstance(output, str):
             return self.node.read(output, state)
         if isinstance(output, Mapping):
-            return self.node.accept(output, state)
+            return {**self.node.accept(output, state), **self._spent(output)}
         wrong = type(output).__name__
         raise ValueError(
             f"{self.node.name}: the node returned a {wrong}; it must return a mapping, a text or a message"
         )
+
+    def _spent(self, output: Mapping[str, Any]) -> Update:
+        """What a whole consultation in the node's place cost."""
+        if not {"decision", "usage"} <= output.keys():
+            return {}
+        total: dict[str, NodeUsage] = {}
+        for spent in output["usage"].values():
+            total = add_usage(total, {self.node.name: spent})
+        return {"usage": total}
 
 
 def _named(config: RunnableConfig | None, node: str, state: Mapping[str, Any]) -> RunnableConfig:

@@ -525,6 +525,8 @@ def test_a_consultation_in_a_specialists_place(more: dict[str, Any], consult: Co
     inner = graph(attending=inner_attending, **more)
     result = consult(graph(specialists=[inner, answers("CT")]), {**QUESTION, "images": [PNG]})
     assert result["opinions"] == [opinion(1, "MRI", reasoning="Soft."), opinion(2, "CT")]
+    inside = sum(spent["calls"] for spent in inner.invoke(QUESTION)["usage"].values())
+    assert result["usage"] == usage(triage=1, specialist=inside + 1, attending=1)
     assert pictures(inner_attending.seen[0]) == [PNG]
     assert [message.text for message in result["messages"]] == ["CT\n\nSeen."]
 
