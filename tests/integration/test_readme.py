@@ -48,7 +48,7 @@ def flags_by_command() -> dict[tuple[str, ...], set[str]]:
     return flags
 
 
-@pytest.mark.parametrize(("command", "flags"), flags_by_command().items(), ids=str)
+@pytest.mark.parametrize(("command", "flags"), flags_by_command().items(), ids=lambda value: " ".join(sorted(value)))
 def test_a_command_takes_the_flags_that_the_readme_gives_it(command: tuple[str, ...], flags: set[str]):
     usage = subprocess.run(
         [sys.executable, "-m", *command, "--help"], check=True, capture_output=True, text=True, env=ENVIRONMENT
