@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/python -m rl.train_attending
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # LangGraph's server with the embedded clinic; the page of Studio itself is hosted by LangChain, and only shows it
 studio: .venv/installed
