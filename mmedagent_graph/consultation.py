@@ -13,7 +13,9 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig, ensure_config
+from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.graph import Graph
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.graph.state import CompiledStateGraph, StateGraph
 from langgraph.runtime import get_runtime
 from langgraph.types import Command
@@ -28,8 +30,8 @@ from mmedagent_graph.state import ConsultationInput, ConsultationOutput, Consult
 
 ANEW: dict[str, Any] = dict.fromkeys(DeliberationState.__annotations__)
 """Nothing of an earlier consultation on the same thread: None begins every channel anew."""
-LOADING = ThreadPoolExecutor(4, "mmedagent-graph-load")
-"""For the loading of models, so that runs that wait for one do not hold up the images of others."""
+LOADING = ThreadPoolExecutor(64, "mmedagent-graph-load")
+"""For the loading of models. Most of its threads wait for one that another loads; images have a pool of their own."""
 
 
 class Builder(StateGraph[ConsultationState, Any, Any, ConsultationOutput]):
@@ -63,37 +65,68 @@ class Consultation(CompiledStateGraph[ConsultationState, Any, ConsultationInput,
             raise ValueError(
                 "timeout: Python cannot cut off a sync call; use ainvoke, astream or abatch, or a model with a timeout"
             )
-        received = self._received(input, config, kwargs.get("context"))
-        return super().stream(received, _remembering(config), **self._durable(kwargs))
+        context = self._context(kwargs.get("context"), self._saved(input, config))
+        received = self._received(input, config, context)
+        return super().stream(received, _remembering(config), **self._with(context, kwargs))
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         """As in LangGraph; images are read and checked, and models loaded, in a thread."""
-        begin = functools.partial(self._received, input, config, kwargs.get("context"))
-        if self.builder.contexts and not self.builder.contexts.ready(_context(kwargs.get("context"))):
+        context = self._context(kwargs.get("context"), await self._asaved(input, config))
+        begin = functools.partial(self._received, input, config, context)
+        if self.builder.contexts and not self.builder.contexts.ready(context):
             received = await _in_thread(begin, LOADING)
         elif _has_images(input):
             received = await _in_thread(begin)
         else:
             received = begin()
-        chunks = super().astream(received, _remembering(config), **self._durable(kwargs))
+        chunks = super().astream(received, _remembering(config), **self._with(context, kwargs))
         async with contextlib.aclosing(cast(AsyncGenerator[Any, None], chunks)) as open_chunks:
             async for chunk in open_chunks:
                 yield chunk
 
-    def _durable(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """A finished answer is written before the next thing is done: to ask again may cost more than to write."""
+    def _saved(self, given: Any, config: RunnableConfig | None) -> CheckpointTuple | None:
+        """What a run goes on from, if it does and may have to know."""
+        saver, thread = self._thread(given, config)
+        return saver.get_tuple(thread) if saver else None
+
+    async def _asaved(self, given: Any, config: RunnableConfig | None) -> CheckpointTuple | None:
+        saver, thread = self._thread(given, config)
+        return await saver.aget_tuple(thread) if saver else None
+
+    def _thread(
+        self, given: Any, config: RunnableConfig | None
+    ) -> tuple[BaseCheckpointSaver[Any] | None, RunnableConfig]:
+        thread = ensure_config(merge_configs(self.config, config))
+        resumes = given is None or isinstance(given, Command)
+        saver = self.checkpointer if isinstance(self.checkpointer, BaseCheckpointSaver) else None
+        return (saver if self.builder.contexts and resumes and "thread_id" in thread["configurable"] else None), thread
+
+    def _context(self, given: Any, saved: CheckpointTuple | None) -> Any:
+        """The run's context: what was given, or that of the graph around this one, before what it began with."""
+        if not self.builder.contexts:
+            return given
+        kept = saved.checkpoint["channel_values"].get("kept") if saved else None
+        return self.builder.contexts.effective(_around() if given is None else given, kept)
+
+    def _with(self, context: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a run, with its context.
+
+        A finished answer is written before the next thing is done: to ask again may cost more than to write.
+        """
         said = kwargs.get("durability") or kwargs.get("checkpoint_during") is not None
-        return kwargs if said or not self.checkpointer else {**kwargs, "durability": "sync"}
+        durable = {} if said or not self.checkpointer else {"durability": "sync"}
+        return {**kwargs, "context": context, **durable}
 
     def _received(self, given: Any, config: RunnableConfig | None, context: Any) -> Any:
         """What LangGraph is given: the case by references. A resume (None, a Command) is passed on as it is."""
-        settings = self.builder.contexts.prepare(_context(context)) if self.builder.contexts else None
+        if self.builder.contexts:
+            self.builder.contexts.prepare(context)
         if given is None or isinstance(given, Command):
             return given
         received = {key: value for key, value in ANEW.items() if key in self.channels}
         received["case"] = Case.of(given).fields(self.builder.images)
-        if settings:
-            received["settings"] = settings
+        if self.builder.contexts and context:
+            received["kept"] = self.builder.contexts.keep(context)
         if isinstance(given, Mapping) and given.get("messages") and not _nested(config):
             # the chat goes on; a graph around this one keeps its own
             received["messages"] = [asked(received["case"], given["messages"])]
@@ -128,10 +161,8 @@ def _has_images(given: Any) -> bool:
     return bool(given.get("images") or given.get("messages")) if isinstance(given, Mapping) else isinstance(given, Case)
 
 
-def _context(given: Any) -> Any:
-    """The run's context: what was given, or that of the graph around this one."""
-    if given is not None:
-        return given
+def _around() -> Context | None:
+    """The context of the graph around this one."""
     try:
         runtime = get_runtime()
     except RuntimeError:  # there is none

@@ -1,6 +1,7 @@
 """What can be changed: the settings of a graph, and what a run (LangGraph's context) may change of them."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
@@ -53,7 +54,8 @@ class Settings(BaseModel):
 class Context(BaseModel):
     """What one run may change: `graph.invoke(case, context=Context(votes=5))`, or a Studio user in a form.
 
-    Subclass it for a context of one's own nodes. None: as the graph was built.
+    Subclass it for a context of one's own nodes. None: as the graph was built. A consultation that is resumed goes on
+    with the context that it had; what a resume gives stands before that.
     """
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -95,30 +97,41 @@ class Contexts:
     settings: Settings
     load: Loader
 
-    def ready(self, given: Any) -> bool:
-        """Whether nothing has to be loaded for this one."""
-        return given is None or all(name in self.load for _, name in self._read(given).models())
-
-    def prepare(self, given: Any) -> dict[str, Any] | None:
-        """Check a context and load its models, before anybody is asked; the settings of the run, as plain values.
+    def effective(self, given: Any, kept: Mapping[str, Any] | None) -> Context | None:
+        """The context of a run: what is given, and where that says nothing what the consultation began with.
 
         Raises:
             ValueError: naming the field, and what is valid.
         """
-        if given is None:
-            return None
-        context = self._read(given)
-        settings = self.settings.changed_by(context)
-        for node, name in context.models():
+        if isinstance(given, Context):
+            if not kept:
+                return given
+            given = self.keep(given)
+        said = {name: value for name, value in (given or {}).items() if value is not None}
+        return self.schema.model_validate({**(kept or {}), **said}) if given is not None or kept else None
+
+    def ready(self, context: Context | None) -> bool:
+        """Whether nothing has to be loaded for this one."""
+        return context is None or all(name in self.load for _, name in context.models())
+
+    def prepare(self, context: Context | None) -> None:
+        """Check a context and load its models, before anybody is asked.
+
+        Raises:
+            ValueError: naming the field, and what is valid.
+        """
+        self.settings.changed_by(context)
+        for node, name in context.models() if context else ():
             try:
                 self.load(name)
             except ValueError as error:
                 raise ValueError(f"{node}: {error}") from error
-        return settings.model_dump()
 
-    def current(self, given: Any, kept: dict[str, Any] | None) -> Settings:
-        """What holds for a run that goes on: its own context, before what was kept of the one that began."""
-        return (Settings(**kept) if kept else self.settings).changed_by(given)
+    def keep(self, context: Context) -> dict[str, Any]:
+        """What is kept of a context while a consultation waits, as plain values."""
+        return context.model_dump(mode="json", exclude_none=True)
 
-    def _read(self, given: Any) -> Context:
-        return given if isinstance(given, Context) else self.schema.model_validate(given)
+    def current(self, context: Any, kept: Mapping[str, Any] | None) -> Settings:
+        """The settings that hold in a node."""
+        begun = {name: value for name, value in (kept or {}).items() if name in Context.model_fields}
+        return self.settings.changed_by(Context(**begun)).changed_by(context)

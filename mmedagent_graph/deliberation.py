@@ -52,12 +52,14 @@ class Deliberation:
     Args:
         attending: who answers where a single answer is wanted.
         settings: those of this run.
+        keep: what is kept of it for the next, if a human is waited for.
         doctors: how many doctors a specialty has in this run.
         specialties: those that there are.
     """
 
     attending: Answering
     settings: Callable[[DeliberationState], Settings]
+    keep: Callable[[], Update]
     doctors: Callable[[str], int]
     specialties: Sequence[str]
 
@@ -75,6 +77,7 @@ class Deliberation:
         """Call for votes, ask for a further specialty, or decide; `update` is what `call` returned."""
         settings, opinions = self.settings(state), state["opinions"]
         votes = add_votes(state["votes"], update.get("votes", []))
+        update = {**update, **self.keep()}
         missing = outstanding(votes, settings.votes, opinions)
         if votes:
             tally = decide(votes, opinions)["tally"]

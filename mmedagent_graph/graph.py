@@ -157,9 +157,14 @@ def build_graph(
         voter = Voter(pictures)
 
         def current(state: DeliberationState) -> Settings:
-            return contexts.current(get_runtime().context, state.get("settings")) if contexts else settings
+            return contexts.current(get_runtime().context, state.get("kept")) if contexts else settings
 
-        deliberation = Deliberation(staff.member(voter, attending, "attending"), current, panels.count, specialties)
+        def keep() -> Update:
+            context = get_runtime().context
+            return {"kept": contexts.keep(context)} if contexts and isinstance(context, Context) else {}
+
+        alone = staff.member(voter, attending, "attending")
+        deliberation = Deliberation(alone, current, keep, panels.count, specialties)
         ahead = ("vote", "specialist", "review", END)
         add("attending", deliberation, leave=deliberation.decide, destinations=ahead)
         voting = staff.member(voter, attending, "attending", samples=True)

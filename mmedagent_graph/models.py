@@ -136,7 +136,8 @@ def async_client() -> Any:
     """The connections of `openai:` and `vllm:` models; for one of your own, `ChatOpenAI(http_async_client=...)`.
 
     It serves one event loop after another; ChatOpenAI's own serves only the first (langchain issue 35783). It is over
-    aiohttp, since httpx looks at each of its idle connections at every request, which takes most of a batch's time.
+    aiohttp, since httpx looks at each of its idle connections at every request, which takes most of a batch's time. A
+    loop that is not run by `asyncio.run` should end with `shutdown_asyncgens`, which closes its connections.
     """
     import httpx2  # openai's
     from openai import DefaultAioHttpClient, DefaultAsyncHttpxClient

@@ -244,8 +244,8 @@ class DeliberationState(ConsultationState):
     """Since the last opinion was heard."""
     further: Annotated[list[Referral], add_referrals]
     """Whom the attending asked for after triage."""
-    settings: dict[str, Any] | None
-    """What the run that began the consultation said in its context; a resume without one goes on by it."""
+    kept: dict[str, Any] | None
+    """The run's context, where it is a `Context`; a resume goes on with it."""
 
 
 @described

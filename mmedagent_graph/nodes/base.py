@@ -151,7 +151,7 @@ class ByOwn:
 
     def _spent(self, output: Mapping[str, Any]) -> Update:
         """What a whole consultation in the node's place cost."""
-        if not {"decision", "usage"} <= output.keys():
+        if not {"referral", "opinions", "decision", "usage"} <= output.keys():
             return {}
         total: dict[str, NodeUsage] = {}
         for spent in output["usage"].values():

@@ -556,3 +556,9 @@ def test_the_older_word_for_durability_is_taken(consult: Consult) -> None:
 def test_a_chats_message_keeps_its_id(consult: Consult) -> None:
     result = consult(graph(), {"messages": [HumanMessage("CT?", id="m1")]})
     assert result["messages"][0].id == "m1"
+
+
+@pytest.mark.parametrize("spent", [None, {"input_tokens": 3}, {"x": {"calls": 1}}], ids=str)
+def test_a_node_of_ones_own_may_tell_its_usage_as_it_likes(spent: Any, consult: Consult) -> None:
+    result = consult(graph(attending=lambda _: {"decision": {"answer": "CT"}, "usage": spent}), QUESTION)
+    assert result["decision"]["answer"] == "CT"

@@ -403,6 +403,59 @@ def test_a_review_that_was_asked_for_outlives_a_failure(consult: Consult) -> Non
     assert "__interrupt__" in consult(given, None, THREAD)
 
 
+@pytest.mark.usefixtures("loaded")
+def test_the_models_that_a_run_named_answer_when_it_goes_on(consult: Consult) -> None:
+    given = graph(context_schema=Context, checkpointer=InMemorySaver())
+    asked = {"review": True, "attending": "fake:PET", "specialists": ["fake:MRI"]}
+    consult(given, QUESTION, THREAD, context=asked)
+    [pause] = consult(given, Command(resume={"action": "hear", "specialty": "Surgeon"}), THREAD)["__interrupt__"]
+    assert said(pause.value) == ["MRI", "MRI"]
+    assert pause.value["decision"]["answer"] == "PET"
+
+
+def test_what_a_resume_asked_for_holds_at_the_next(consult: Consult) -> None:
+    given = graph(context_schema=Context, checkpointer=InMemorySaver())
+    hear = Command(resume={"action": "hear", "specialty": "Surgeon"})
+    consult(given, QUESTION, THREAD, context={"review": True})
+    for context in ({"votes": 3}, None):
+        [pause] = consult(given, hear, THREAD, context=context)["__interrupt__"]
+        assert pause.value["decision"]["votes"] == 3
+
+
+def test_a_resumes_context_is_checked_with_what_the_run_began_with(consult: Consult) -> None:
+    specialist = answers("CT")
+    given = graph(specialists=specialist, context_schema=Context, checkpointer=InMemorySaver())
+    hear = Command(resume={"action": "hear", "specialty": "Surgeon"})
+    consult(given, QUESTION, THREAD, context={"votes": 3, "review": True})
+    assert "__interrupt__" in consult(given, hear, THREAD, context={"abstain_below": 0.5})
+    heard = len(specialist.seen)
+    with pytest.raises(ValueError, match=r"abstain_below=0\.5 needs votes"):
+        consult(given, hear, THREAD, context={"votes": 1})
+    assert len(specialist.seen) == heard
+
+
+def test_a_context_of_ones_own_goes_on_whole(consult: Consult) -> None:
+    def told(_: Any) -> Any:
+        return {"answer": get_runtime().context.ward}
+
+    given = graph(specialists=told, attending=told, doctors=1, context_schema=Ward, checkpointer=InMemorySaver())
+    consult(given, {"question": "Which ward?"}, THREAD, context=Ward(ward="W7", review=True))
+    [pause] = consult(given, Command(resume={"action": "hear", "specialty": "Surgeon"}), THREAD)["__interrupt__"]
+    assert (said(pause.value), pause.value["decision"]["answer"]) == (["W7", "W7"], "W7")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_graph_called_on_a_thread_of_its_own_has_the_whole_context_around_it(consult: Consult) -> None:
+    inner = graph(context_schema=Context, checkpointer=InMemorySaver())
+
+    def call(_: Any) -> Any:
+        return {"decision": inner.invoke(QUESTION, thread("inner"))["decision"]}
+
+    builder = StateGraph(Outer, context_schema=Context).add_node("consult", call).add_edge(START, "consult")
+    result = consult(builder.compile(), QUESTION, context=Context(votes=3, attending="fake:PET"))
+    assert (result["decision"]["votes"], result["decision"]["answer"]) == (3, "PET")
+
+
 def test_a_resume_may_say_otherwise(consult: Consult) -> None:
     given = graph(context_schema=Context, checkpointer=InMemorySaver())
     consult(given, QUESTION, THREAD, context={"review": True})
