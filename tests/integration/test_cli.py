@@ -194,7 +194,7 @@ def test_a_reader_that_has_enough_is_no_traceback(run):
 def two_cases(tmp_path):
     """The flags of a run on two cases, but for its output, with models that answer at once."""
     (tmp_path / "cases.jsonl").write_text('{"question": "one?"}\n{"question": "two?"}\n')
-    return ["consult-many", tmp_path / "cases.jsonl", *NOBODY, "quick:cyst"]
+    return ["consult-many", tmp_path / "cases.jsonl", *NOBODY, "quick:cyst"]  # the attending is the last
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,8 @@ def test_what_is_no_file_is_only_written_to(out, code, printed, message, run, tw
 @pytest.mark.parametrize(("reader", "stdout", "code"), [("cat", "", 0), ("head -c 6", ">&-", 141)])
 def test_results_go_through_a_pipe(reader, stdout, code, run, two_cases, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    many = [*two_cases, "--out", tmp_path / "pipe"]
+    # long: more than a pipe holds, so that the reader is gone before all is written
+    many = [*two_cases[:-1], "quick:long", "--out", tmp_path / "pipe"]
     shell = ["sh", "-c", f'timeout {PATIENCE} {reader} "$0" & "$@" {stdout}; code=$?; wait; exit $code']
     done = run(*many, command=[*shell, str(tmp_path / "pipe"), sys.executable, "-c", QUICK])
     assert (done.returncode, "Traceback" in done.stderr) == (code, False)
