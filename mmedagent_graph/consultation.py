@@ -86,20 +86,19 @@ class Consultation(CompiledStateGraph[ConsultationState, Any, ConsultationInput,
 
     def _saved(self, given: Any, config: RunnableConfig | None) -> CheckpointTuple | None:
         """What a run goes on from, if it does and may have to know."""
-        saver, thread = self._thread(given, config)
-        return saver.get_tuple(thread) if saver else None
+        thread = self._thread(given, config)
+        return cast(BaseCheckpointSaver[Any], self.checkpointer).get_tuple(thread) if thread else None
 
     async def _asaved(self, given: Any, config: RunnableConfig | None) -> CheckpointTuple | None:
-        saver, thread = self._thread(given, config)
-        return await saver.aget_tuple(thread) if saver else None
+        thread = self._thread(given, config)
+        return await cast(BaseCheckpointSaver[Any], self.checkpointer).aget_tuple(thread) if thread else None
 
-    def _thread(
-        self, given: Any, config: RunnableConfig | None
-    ) -> tuple[BaseCheckpointSaver[Any] | None, RunnableConfig]:
-        thread = ensure_config(merge_configs(self.config, config))
+    def _thread(self, given: Any, config: RunnableConfig | None) -> RunnableConfig | None:
         resumes = given is None or isinstance(given, Command)
-        saver = self.checkpointer if isinstance(self.checkpointer, BaseCheckpointSaver) else None
-        return (saver if self.builder.contexts and resumes and "thread_id" in thread["configurable"] else None), thread
+        if not (resumes and self.builder.contexts and isinstance(self.checkpointer, BaseCheckpointSaver)):
+            return None
+        thread = ensure_config(merge_configs(self.config, config))
+        return thread if "thread_id" in thread["configurable"] else None
 
     def _context(self, given: Any, saved: CheckpointTuple | None) -> Any:
         """The run's context: what was given, or that of the graph around this one, before what it began with."""
