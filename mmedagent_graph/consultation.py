@@ -17,13 +17,12 @@ from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.graph import Graph
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.graph.state import CompiledStateGraph, StateGraph
-from langgraph.runtime import get_runtime
 from langgraph.types import Command
 from pydantic import BaseModel, TypeAdapter
 
 from mmedagent_graph.case import Case
 from mmedagent_graph.chat import asked
-from mmedagent_graph.context import Context, Contexts
+from mmedagent_graph.context import Contexts, run_context
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.nodes.standing import HANDLED
 from mmedagent_graph.state import ConsultationInput, ConsultationOutput, ConsultationState, DeliberationState
@@ -105,7 +104,7 @@ class Consultation(CompiledStateGraph[ConsultationState, Any, ConsultationInput,
         if not self.builder.contexts:
             return given
         kept = saved.checkpoint["channel_values"].get("kept") if saved else None
-        return self.builder.contexts.effective(_around() if given is None else given, kept)
+        return self.builder.contexts.effective(run_context() if given is None else given, kept)
 
     def _with(self, context: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a run, with its context.
@@ -158,15 +157,6 @@ async def _in_thread(call: Callable[[], Any], executor: Executor | None = None) 
 
 def _has_images(given: Any) -> bool:
     return bool(given.get("images") or given.get("messages")) if isinstance(given, Mapping) else isinstance(given, Case)
-
-
-def _around() -> Context | None:
-    """The context of the graph around this one."""
-    try:
-        runtime = get_runtime()
-    except RuntimeError:  # there is none
-        return None
-    return runtime.context if runtime and isinstance(runtime.context, Context) else None
 
 
 def _nested(config: RunnableConfig | None) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from langgraph.runtime import get_runtime
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from mmedagent_graph.models import Loader
@@ -83,6 +84,15 @@ class Context(BaseModel):
         return [(node, name) for node, name in named if name is not None]
 
 
+def run_context() -> Context | None:
+    """The context of the run that this is called in; None where it is none of ours, or there is no run."""
+    try:
+        runtime = get_runtime()
+    except RuntimeError:
+        return None
+    return runtime.context if runtime and isinstance(runtime.context, Context) else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Contexts:
     """The contexts of a graph's runs.
@@ -122,16 +132,13 @@ class Contexts:
         """
         self.settings.changed_by(context)
         for node, name in context.models() if context else ():
-            try:
-                self.load(name)
-            except ValueError as error:
-                raise ValueError(f"{node}: {error}") from error
+            self.load(name, node)
 
     def keep(self, context: Context) -> dict[str, Any]:
         """What is kept of a context while a consultation waits, as plain values."""
         return context.model_dump(mode="json", exclude_none=True)
 
-    def current(self, context: Any, kept: Mapping[str, Any] | None) -> Settings:
+    def current(self, kept: Mapping[str, Any] | None) -> Settings:
         """The settings that hold in a node."""
         begun = {name: value for name, value in (kept or {}).items() if name in Context.model_fields}
-        return self.settings.changed_by(Context(**begun)).changed_by(context)
+        return self.settings.changed_by(Context(**begun)).changed_by(run_context())

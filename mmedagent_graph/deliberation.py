@@ -13,14 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.errors import NodeError
 from langgraph.graph import END
 from langgraph.types import Command, Send
 
 from mmedagent_graph.chat import reply
-from mmedagent_graph.context import Settings
-from mmedagent_graph.events import Decided, Referred, Tallied, announce, events
-from mmedagent_graph.nodes.attending import attending_input, failed_vote
+from mmedagent_graph.context import Contexts, Settings, run_context
+from mmedagent_graph.events import Decided, Referred, Tallied, announce
+from mmedagent_graph.nodes.attending import attending_input
 from mmedagent_graph.nodes.base import Answering, Update
 from mmedagent_graph.review import Change, Hear, ask_reviewer, changed
 from mmedagent_graph.state import (
@@ -51,15 +50,15 @@ class Deliberation:
 
     Args:
         attending: who answers where a single answer is wanted.
-        settings: those of this run.
-        keep: what is kept of it for the next, if a human is waited for.
+        settings: as the graph was built.
+        contexts: of the graph's runs, which may change them. None: nothing does.
         doctors: how many doctors a specialty has in this run.
         specialties: those that there are.
     """
 
     attending: Answering
-    settings: Callable[[DeliberationState], Settings]
-    keep: Callable[[], Update]
+    settings: Settings
+    contexts: Contexts | None
     doctors: Callable[[str], int]
     specialties: Sequence[str]
 
@@ -75,9 +74,10 @@ class Deliberation:
 
     def decide(self, update: Update, state: DeliberationState) -> Command[Any]:
         """Call for votes, ask for a further specialty, or decide; `update` is what `call` returned."""
-        settings, opinions = self.settings(state), state["opinions"]
+        settings, opinions = self._settings(state), state["opinions"]
         votes = add_votes(state["votes"], update.get("votes", []))
-        update = {**update, **self.keep()}
+        if self.contexts and (context := run_context()):
+            update = {**update, "kept": self.contexts.keep(context)}
         missing = outstanding(votes, settings.votes, opinions)
         if votes:
             tally = decide(votes, opinions)["tally"]
@@ -93,13 +93,6 @@ class Deliberation:
         if settings.review:
             return Command(update={**update, "decision": decision}, goto="review")
         return Command(update={**update, "decision": decision, "messages": [reply(decision)]}, goto=END)
-
-    def unvoted(self, state: Ballot, error: NodeError) -> Command[Any]:
-        """A failed vote says so, and the others are counted."""
-        update = failed_vote(state, error.error)
-        for event in events(update, state):
-            announce(event)
-        return Command(update=update, goto="attending")
 
     def review(self, state: DeliberationState) -> Command[Any]:
         """Wait for a human, and release the decision, change it, or hear one more specialist."""
@@ -118,8 +111,11 @@ class Deliberation:
         announce(Decided(event="decision", decision=decision))
         return Command(update={"decision": decision, "messages": [reply(decision)]}, goto=END)
 
+    def _settings(self, state: DeliberationState) -> Settings:
+        return self.contexts.current(state.get("kept")) if self.contexts else self.settings
+
     def _ballot(self, state: DeliberationState) -> Ballot | None:
-        settings, votes = self.settings(state), state["votes"]
+        settings, votes = self._settings(state), state["votes"]
         missing = outstanding(votes, settings.votes, state["opinions"])
         single = missing == 1 and not votes
         # The only hope, in the place of the first vote: no error handler is here, so that a failure is the run's, and

@@ -14,27 +14,24 @@ from typing import Any, cast
 from langgraph.cache.base import BaseCache
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.errors import NodeError
 from langgraph.graph import END, START
-from langgraph.runtime import get_runtime
 from langgraph.store.base import BaseStore
-from langgraph.types import Command, RetryPolicy, Send, TimeoutPolicy
+from langgraph.types import RetryPolicy, Send, TimeoutPolicy
 
 from mmedagent_graph.answers import same_text
 from mmedagent_graph.chat import reply
 from mmedagent_graph.consultation import Builder, Consultation
 from mmedagent_graph.context import Context, Contexts, Settings, Votes
 from mmedagent_graph.deliberation import Deliberation, hear
-from mmedagent_graph.events import announce, events
 from mmedagent_graph.frozen import FrozenAnswers
 from mmedagent_graph.images import ImageStore, default_store
 from mmedagent_graph.models import Loader
 from mmedagent_graph.nodes import Attending, Specialist, Swappable, Triage, Voter
-from mmedagent_graph.nodes.attending import attending_input
+from mmedagent_graph.nodes.attending import attending_input, failed_vote
 from mmedagent_graph.nodes.base import Answering, Update
 from mmedagent_graph.nodes.specialist import failed
 from mmedagent_graph.nodes.staff import Panel, Staff
-from mmedagent_graph.nodes.standing import Standing
+from mmedagent_graph.nodes.standing import Standing, says_so
 from mmedagent_graph.prompts import SPECIALTIES
 from mmedagent_graph.state import (
     Ballot,
@@ -131,7 +128,7 @@ def build_graph(
         return "attending" if specialty is None else hear(state["case"], specialty, [], panels.count(specialty))
 
     retries, timeouts = _by_node(retry_policy, "retry_policy"), _by_node(timeout, "timeout")
-    on_error = {"specialist": _unheard, **_by_node(error_handler, "error_handler")}
+    on_error = {"specialist": says_so(failed), **_by_node(error_handler, "error_handler")}
 
     builder = Builder(
         DeliberationState if deliberates else ConsultationState,
@@ -155,20 +152,12 @@ def build_graph(
     builder.add_edge("specialist", "attending")
     if deliberates:
         voter = Voter(pictures)
-
-        def current(state: DeliberationState) -> Settings:
-            return contexts.current(get_runtime().context, state.get("kept")) if contexts else settings
-
-        def keep() -> Update:
-            context = get_runtime().context
-            return {"kept": contexts.keep(context)} if contexts and isinstance(context, Context) else {}
-
         alone = staff.member(voter, attending, "attending")
-        deliberation = Deliberation(alone, current, keep, panels.count, specialties)
+        deliberation = Deliberation(alone, settings, contexts, panels.count, specialties)
         ahead = ("vote", "specialist", "review", END)
         add("attending", deliberation, leave=deliberation.decide, destinations=ahead)
         voting = staff.member(voter, attending, "attending", samples=True)
-        add("vote", voting, "attending", input_schema=Ballot, error_handler=deliberation.unvoted)
+        add("vote", voting, "attending", input_schema=Ballot, error_handler=says_so(failed_vote))
         builder.add_edge("vote", "attending")
         builder.add_node("review", deliberation.review, destinations=("specialist", END))
     else:
@@ -184,14 +173,6 @@ def _triage_input(state: ConsultationState) -> TriageInput:
 
 def _replied(update: Update, _: Any) -> Update:
     return {**update, "messages": [reply(update["decision"])]}
-
-
-def _unheard(state: SpecialistInput, error: NodeError) -> Command[Any]:
-    """What becomes of a failed specialist."""
-    update = failed(state, error.error)
-    for event in events(update, state):
-        announce(event)
-    return Command(update=update, goto="attending")
 
 
 def _by_node(given: Any, argument: str) -> dict[str, Any]:

@@ -64,27 +64,29 @@ def load_model(name: str) -> BaseChatModel:
 
 
 class Loader:
-    """Loads each model once, however many ask for it at a time, and keeps it.
+    """Loads each model once, however many ask for it at a time, and keeps it."""
 
-    Args:
-        load: makes a model of its name.
-    """
-
-    def __init__(self, load: Callable[[str], BaseChatModel] = load_model) -> None:
-        self._load = load
+    def __init__(self) -> None:
         self._guard, self._locks = threading.Lock(), dict[str, threading.Lock]()
         self._loaded: dict[str, BaseChatModel] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._loaded
 
-    def __call__(self, name: str) -> BaseChatModel:
-        """The model of this name; as `load_model`."""
+    def __call__(self, name: str, argument: str) -> BaseChatModel:
+        """The model of this name.
+
+        Raises:
+            ValueError: as `load_model`, naming the argument that names the model.
+        """
         with self._guard:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
             if name not in self._loaded:
-                self._loaded[name] = self._load(name)
+                try:
+                    self._loaded[name] = load_model(name)
+                except ValueError as error:
+                    raise ValueError(f"{argument}: {error}") from error
             return self._loaded[name]
 
 
@@ -125,10 +127,11 @@ def _vllm(model: str) -> BaseChatModel:
 def _connections() -> dict[str, Any]:
     from openai import Timeout
 
-    if os.environ.get("OPENAI_PROXY"):  # which ChatOpenAI refuses beside a client
-        return {"timeout": Timeout(**TIMEOUT)}
-    # no socket options: with them the sync client would not see the proxies of the environment
-    return {"timeout": Timeout(**TIMEOUT), "http_async_client": async_client(), "http_socket_options": ()}
+    given: dict[str, Any] = {"timeout": Timeout(**TIMEOUT)}
+    if not os.environ.get("OPENAI_PROXY"):  # which ChatOpenAI refuses beside a client
+        # no socket options: with them the sync client would not see the proxies of the environment
+        given |= {"http_async_client": async_client(), "http_socket_options": ()}
+    return given
 
 
 @functools.cache

@@ -5,13 +5,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
-from langgraph.runtime import get_runtime
 
-from mmedagent_graph.context import Context
+from mmedagent_graph.context import Context, run_context
 from mmedagent_graph.frozen import FrozenAnswers
-from mmedagent_graph.models import ChatModel, Loader, load_model, sampled
+from mmedagent_graph.models import ChatModel, Loader, sampled
 from mmedagent_graph.nodes.base import Answering, ByModel, ByOwn, Node, Swappable, Update, is_chat_model
 from mmedagent_graph.state import SpecialistInput
 
@@ -26,7 +24,7 @@ class Staff:
     Args:
         changeable: whether a run's context may name others.
         frozen: as in `ByModel`.
-        load: makes a model of a model string.
+        load: loads the models of model strings.
     """
 
     changeable: bool
@@ -79,8 +77,8 @@ class ByDoctor:
 
     def count(self, specialty: str) -> int:
         """How many doctors a specialty has in this run."""
-        context = get_runtime().context if self.changeable else None
-        named = context.specialists if isinstance(context, Context) else None
+        context = run_context() if self.changeable else None
+        named = context.specialists if context else None
         return len(named) if isinstance(named, list) else len(self.panels[specialty])
 
     def _doctor(self, state: SpecialistInput) -> Answering:
@@ -111,8 +109,8 @@ class ByContext:
         self.built, self.choice, self.answering = built, choice, functools.cache(answering)
 
     def _who(self, state: Any) -> Answering:
-        context = get_runtime().context
-        name = self.choice(context, state) if isinstance(context, Context) else None
+        context = run_context()
+        name = self.choice(context, state) if context else None
         return self.answering(name) if name else self.built
 
     def call(self, state: Any, config: RunnableConfig | None) -> Update:
@@ -130,7 +128,7 @@ def answering(
     argument: str,
     frozen: FrozenAnswers | None = None,
     samples: bool = False,
-    load: Callable[[str], BaseChatModel] = load_model,
+    load: Loader | None = None,
 ) -> Answering:
     """The node with what was given for it: its two functions around a model, or somebody's own in its place.
 
@@ -140,16 +138,13 @@ def answering(
         argument: what errors call it.
         frozen: as in `ByModel`.
         samples: whether a model must answer anew each time, though its own temperature is 0.
-        load: makes a model of a model string.
+        load: loads the model of a model string. Default: for this one alone.
 
     Raises:
         ValueError: naming `argument`, if it can be neither.
     """
     if isinstance(given, str):
-        try:
-            given = load(given)
-        except ValueError as error:
-            raise ValueError(f"{argument}: {error}") from error
+        given = (load or Loader())(given, argument)
     if is_chat_model(given):
         model = cast(ChatModel, given)
         return ByModel(node, sampled(model) if samples else model, frozen)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
-from langgraph.errors import GraphBubbleUp
+from langgraph.errors import GraphBubbleUp, NodeError
+from langgraph.types import Command
 
 from mmedagent_graph.events import announce, events
 from mmedagent_graph.nodes.base import Answering, Update
@@ -54,8 +55,7 @@ class Standing(Runnable[Any, Any]):
             return self._left(await self.who.acall(given, config), given)
 
     def _left(self, update: Update, given: Any) -> Any:
-        for event in events(update, given):
-            announce(event)
+        _announce(update, given)
         return self.leave(update, given) if self.leave else update
 
     @contextlib.contextmanager
@@ -71,6 +71,26 @@ class Standing(Runnable[Any, Any]):
             elif any(error is one for one in handled):
                 raise _another(error) from error
             raise
+
+
+def says_so(failed: Callable[[Any, BaseException], Update]) -> Callable[..., Command[Any]]:
+    """An error handler that lets the attending go on with what a failure amounts to.
+
+    Args:
+        failed: makes the update of the node's input and the failure.
+    """
+
+    def handle(state: Any, error: NodeError) -> Command[Any]:
+        update = failed(state, error.error)
+        _announce(update, state)
+        return Command(update=update, goto="attending")
+
+    return handle
+
+
+def _announce(update: Update, given: Any) -> None:
+    for event in events(update, given):
+        announce(event)
 
 
 def _another(error: Exception) -> Exception:
