@@ -33,6 +33,13 @@ def to_chat(messages: Sequence[BaseMessage]) -> tuple[list[dict[str, Any]], list
     return chat, images
 
 
+def text_turns(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
+    """Messages as turns of text alone: TRL puts a row's images where our prompts have them, before the user's words."""
+    chat, _ = to_chat(messages)
+    texts = ["".join(block.get("text", "") for block in turn["content"]) for turn in chat]
+    return [{"role": turn["role"], "content": text} for turn, text in zip(chat, texts, strict=True)]
+
+
 def _image(block: dict[str, Any]) -> Image.Image:
     """The picture in a LangChain image block; only bytes are taken, never an address."""
     data = block.get("base64")

@@ -24,6 +24,10 @@ TRAIN, HELD_OUT = 10_000, 20_000
 """Added to the seed of the clinic's training and held-out cases, so that no two draws share any."""
 
 
+Cohorts = tuple[Sequence[LabeledCase], Sequence[LabeledCase], int]
+"""Training cases, held-out cases, and how many rows were skipped."""
+
+
 @dataclasses.dataclass
 class Cohort:
     """Some cases, and how many rows were left out."""
@@ -38,20 +42,41 @@ def clinic_cohort(size: int, seed: int, images: ImageStore) -> Cohort:
     return Cohort(list(make_cases(size, seed, images)))
 
 
-def own_cohort(path: str | Path, split: str | None, free_text: str) -> Cohort:
+def own_cohort(path: str | Path, split: str | None, free_text: str, keyless: bool = False) -> Cohort:
     """Cases of one's own from JSONL.
 
     Args:
         path: the file.
         split: keep only this split's rows.
-        free_text: `skip` leaves out the rows without options, and counts them; `exact_match` keeps them.
+        free_text: `skip` leaves out the rows without options, and counts them; `grade` keeps them.
+        keyless: whether rows without an answer key (`"answer": null`) are taken.
     """
     cases = read_cases(path, split)
-    kept = cases if free_text == "exact_match" else [case for case in cases if case.options]
+    if not keyless and (without := [case.id for case in cases if case.answer is None]):
+        raise ValueError(f"cases: {len(without)} rows have no answer key ({without[0]!r} first); give --tiers disagreement")
+    kept = cases if free_text == "grade" else [case for case in cases if case.options]
     if not kept:
         rows = f"cases: no row of {str(path)!r} (split {split}) has options"
-        raise ValueError(f"{rows}; give --free_text exact_match to keep those without")
+        raise ValueError(f"{rows}; give --free_text grade to keep those without")
     return Cohort(kept, len(cases) - len(kept))
+
+
+def cohorts(recipe: Any, seed: int, images: ImageStore) -> Cohorts:
+    """The cases that a recipe (`rl.settings.Consultations`) asks for."""
+    if recipe.cases is None:
+        learn = clinic_cohort(recipe.train_size, TRAIN + seed, images)
+        return learn.cases, clinic_cohort(recipe.eval_size, HELD_OUT + seed, images).cases, 0
+    keyless = getattr(recipe, "tiers", None) == "disagreement"
+    cohort = own_cohort(recipe.cases, recipe.split, recipe.free_text, keyless)
+    if recipe.eval_split is None:
+        learning, held_out = hold_out(cohort.cases, recipe.holdout, seed)
+    else:
+        other = own_cohort(recipe.cases, recipe.eval_split, recipe.free_text, keyless)
+        learning, held_out = list(cohort.cases), list(other.cases)
+        if shared := shared_images(learning, held_out):
+            print(f"note: {shared} images are in both {recipe.split} and {recipe.eval_split}, as the data set has it")
+    print(f"{len(learning)} training and {len(held_out)} held-out cases; {cohort.skipped} rows without options skipped")
+    return learning, held_out, cohort.skipped
 
 
 def hold_out(cases: Sequence[LabeledCase], share: float, seed: int) -> tuple[list[LabeledCase], list[LabeledCase]]:

@@ -1,4 +1,4 @@
-"""The figure of a run: reward, entropy and accuracy by tier, stage after stage."""
+"""The figure of a run: reward, entropy and accuracy by tier and of triage, stage after stage."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from rl.curriculum import TIERS
-from rl.traces import read_completions
+from rl.grading import is_right
+from rl.store import read_traces
+from rl.traces import Trace
 
-COLORS = {"easy": "#2a9d8f", "medium": "#e9a23b", "hard": "#c8553d"}
+COLORS = {"easy": "#2a9d8f", "medium": "#e9a23b", "hard": "#c8553d", "triage": "#5b5fc7"}
 WINDOW = 15
 """Optimizer steps that a curve is averaged over."""
 
@@ -28,12 +30,12 @@ def draw_curves(run: Path, stages: list[str], summary: dict[str, Any]) -> Path:
     _line(entropy, logs, "entropy", "#33415c")
     _name(entropy, "Entropy of the policy, nats a token")
     entropy.set_ylim(0, None)
-    for tier in TIERS:
-        right = sampled[sampled.tier == tier].groupby("step")["right"].mean().reset_index()
-        _line(accuracy, right, "right", COLORS[tier], tier)
+    for kind in (*TIERS, "triage"):
+        right = sampled[sampled.kind == kind].groupby("step")["right"].mean().reset_index()
+        _line(accuracy, right, "right", COLORS[kind], kind)
         for name, x, marker in (("before", 0, "o"), ("after", starts[-1], "D")):
-            if (share := summary[name][tier]["accuracy"]) is not None:
-                accuracy.plot(x, share, marker, color=COLORS[tier], markeredgecolor="black", clip_on=False, zorder=3)
+            if len(right) and (share := summary[name][kind]["accuracy"]) is not None:
+                accuracy.plot(x, share, marker, color=COLORS[kind], markeredgecolor="black", clip_on=False, zorder=3)
     _name(accuracy, "Accuracy: sampled (lines), greedy on held-out cases (marks)")
     accuracy.set_ylim(0, 1)
     accuracy.legend(loc="lower right", frameon=False)
@@ -58,18 +60,29 @@ def _name(axis: Any, title: str) -> None:
 def _read(run: Path, stages: list[str]) -> tuple[pd.DataFrame, pd.DataFrame, list[int]]:
     """Logs, completions, and where each stage starts, with steps counted through the run."""
     logs: list[dict[str, Any]] = []
-    sampled: list[tuple[int, str | None, float]] = []
+    sampled: list[tuple[int, str, float]] = []
     starts = [0]
     for stage in stages:
         folder = run / "stages" / stage
-        completions = list(read_completions(folder / "completions.jsonl"))
+        rollouts = read_traces(folder / "rollouts.parquet")
         offset = starts[-1]
-        sampled.extend((c.step + offset, c.tier, float(c.rewards["accuracy"] > 0)) for c in completions)
+        sampled.extend((int(trace.step or 0) + offset, *found) for trace in rollouts if (found := _right(trace)))
         log = folder / "metrics.jsonl"  # a stage shorter than `logging_steps` has none
         rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         logs.extend({**row, "step": row["step"] + offset} for row in rows if "reward" in row)
-        starts.append(offset + max((c.step for c in completions), default=0))
-    return pd.DataFrame(logs), pd.DataFrame(sampled, columns=["step", "tier", "right"]), starts
+        starts.append(offset + max((int(trace.step or 0) for trace in rollouts), default=0))
+    return pd.DataFrame(logs), pd.DataFrame(sampled, columns=["step", "kind", "right"]), starts
+
+
+def _right(trace: Trace) -> tuple[str, float] | None:
+    """Which curve a rollout belongs to, and whether it was right; None where that is not known."""
+    if trace.node == "triage":
+        right = None if trace.specialty is None else trace.referral is not None and trace.referral["specialty"] == trace.specialty
+        kind = "triage"
+    else:
+        right = None if trace.answer is None else trace.decision is not None and is_right(trace.decision["answer"], trace.answer)
+        kind = str(trace.tier)
+    return None if right is None else (kind, float(right))
 
 
 def _line(axis: Any, rows: pd.DataFrame, column: str, color: str, label: str | None = None) -> None:

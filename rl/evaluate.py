@@ -1,9 +1,10 @@
-"""How good a policy is as the attending physician, on held-out cases.
+"""How good whole consultations are on held-out cases: a policy as the attending, with whatever triage and specialists.
 
     python -m rl.evaluate --model runs/latest/model --cases cases.jsonl --split test
-    python -m rl.evaluate --model clinic:base                      # on the clinic's own cases
+    python -m rl.evaluate --model clinic:base                               # on the clinic's own cases
+    python -m rl.evaluate --model clinic:base --triage clinic:runs/latest/model
 
-The same graph, prompts and reader as at inference: the frozen nodes run first, then the policy decides greedily.
+The same graph, prompts and reader as at inference: triage and specialists run first, then the policy decides greedily.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from langchain_core.language_models import BaseChatModel
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -23,24 +25,45 @@ from transformers import set_seed
 from mmedagent_graph.images import ImageStore
 from rl.cohort import HELD_OUT, clinic_cohort, own_cohort, panel
 from rl.curriculum import TIERS
-from rl.grading import grade, is_right
+from rl.grading import Grading, is_right
 from rl.policy import PolicyChatModel, load_policy
-from rl.rollout import AttendingRollout, roll_upstream
-from rl.traces import Trace, append_traces
+from rl.rollout import Rollout, roll_upstream
+from rl.store import write_traces
+from rl.traces import Trace
 
 CONFIDENCE = 0.95
+BATCH = 64
+GRADING = Grading.parse(["format=0.5", "accuracy=1"])
 
 
 async def decide(
-    rollout: AttendingRollout, upstream: Sequence[Trace], policy: PolicyChatModel, title: str
+    rollout: Rollout, upstream: Sequence[Trace], attending: BaseChatModel, title: str, max_tokens: int | None = None
 ) -> list[Trace]:
-    """The policy's decision on each case, greedily, graded."""
+    """The attending's decision on each case, graded.
+
+    Args:
+        rollout: what renders its prompts and finishes the consultations.
+        upstream: the cases, with their opinions.
+        attending: a policy, asked in batches that do not depend on who is faster, or any other chat model.
+        title: of the progress bar.
+        max_tokens: at most so many tokens an answer, where it is a policy. Default: its own limit.
+    """
+    if isinstance(attending, PolicyChatModel) and max_tokens:
+        attending = attending.model_copy(update={"max_tokens": max_tokens})
     finished: list[Trace] = []
-    for start in tqdm(range(0, len(upstream), policy.max_batch), title, unit="batch"):
-        batch = upstream[start : start + policy.max_batch]
-        messages = await asyncio.to_thread(policy.answer, [rollout.prompt(trace) for trace in batch])
-        ended = [rollout.finish(trace, str(message.text)) for trace, message in zip(batch, messages, strict=True)]
-        finished.extend(grade(trace) for trace in await asyncio.gather(*ended))
+    for start in tqdm(range(0, len(upstream), BATCH), title, unit="batch"):
+        batch = upstream[start : start + BATCH]
+        prompts = [rollout.prompt(trace) for trace in batch]
+        if isinstance(attending, PolicyChatModel):
+            messages = await asyncio.to_thread(attending.answer, prompts)
+        else:
+            messages = await attending.abatch(prompts)
+        for trace, message in zip(batch, messages, strict=True):
+            ended = await GRADING.grade(await rollout.finish(trace, str(message.text)))
+            ended.prompt_ids = message.response_metadata.get("prompt_token_ids")
+            ended.completion_ids = message.response_metadata.get("token_ids")
+            ended.finish = message.response_metadata.get("finish_reason")
+            finished.append(ended)
     return finished
 
 
@@ -75,6 +98,24 @@ def decided(traces: Sequence[Trace]) -> list[str | None]:
     return [trace.decision["answer"] if trace.decision else None for trace in traces]
 
 
+def referred(traces: Sequence[Trace]) -> dict[str, Any]:
+    """Triage's accuracy (`triage`), and whom it referred the cases of each specialty to (`confusion`), by the labels.
+
+    Cases without a label are left out; a referral that could not be read counts as wrong, under `unread`.
+    """
+    pairs = [(trace.specialty, _specialty(trace)) for trace in traces if trace.specialty is not None]
+    confusion: dict[str, dict[str, int]] = {}
+    for label, specialty in sorted(pairs):
+        row = confusion.setdefault(str(label), {})
+        row[specialty] = row.get(specialty, 0) + 1
+    return {"triage": interval(sum(label == specialty for label, specialty in pairs), len(pairs)), "confusion": confusion}
+
+
+def _specialty(trace: Trace) -> str:
+    named = trace.referral["specialty"] if trace.referral else None
+    return named or "unread"
+
+
 def unparsed(traces: Sequence[Trace]) -> float:
     """Share of the decisions that the strict reader could not read."""
     return sum(answer is None for answer in decided(traces)) / max(1, len(traces))
@@ -83,19 +124,34 @@ def unparsed(traces: Sequence[Trace]) -> float:
 def print_table(rows: dict[str, dict[str, Figure]], title: str) -> None:
     """Accuracy in % with its interval, a row for each of `rows`, a column for each tier."""
     table = Table(title=title)
+    columns = ("overall", *TIERS, *(["triage"] if all("triage" in figures for figures in rows.values()) else []))
+    same = {column: len({figures[column]["n"] for figures in rows.values()}) == 1 for column in columns}
     table.add_column("")
-    for column in ("overall", *TIERS):
+    for column in columns:
         n = next(iter(rows.values()))[column]["n"]
-        table.add_column(f"{column} (n={n})", justify="right")
+        table.add_column(f"{column} (n={n})" if same[column] else column, justify="right")
     for name, figures in rows.items():
-        table.add_row(name, *(_cell(figures[column]) for column in ("overall", *TIERS)))
+        table.add_row(name, *(_cell(figures[column], not same[column]) for column in columns))
     Console().print(table)
 
 
-def _cell(figure: Figure) -> str:
+def _cell(figure: Figure, count: bool) -> str:
     if figure["accuracy"] is None:
         return "-"
-    return f"{100 * figure['accuracy']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+    n = f" (n={figure['n']})" if count else ""
+    return f"{100 * figure['accuracy']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]{n}"
+
+
+def print_confusion(confusion: dict[str, dict[str, int]], title: str) -> None:
+    """Whom the cases of each specialty (rows) were referred to (columns), as counts."""
+    columns = sorted({name for row in confusion.values() for name in row} | set(confusion))
+    table = Table(title=title)
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for label, row in confusion.items():
+        table.add_row(label, *(str(row.get(column, "")) for column in columns))
+    Console().print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,10 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--cases", help="JSONL file of cases; default: the clinic's own")
     parser.add_argument("--split", help="only the rows of this split")
-    parser.add_argument("--free_text", choices=["skip", "exact_match"], default="skip", help="rows without options")
+    parser.add_argument("--free_text", choices=["skip", "grade"], default="skip", help="rows without options")
     parser.add_argument("--size", type=int, default=1000, help="how many of the clinic's cases")
     parser.add_argument("--seed", type=int, default=0, help="of the clinic's cases, and of sampling")
-    parser.add_argument("--out", type=Path, help="folder for evaluation.json and traces.jsonl")
+    parser.add_argument("--out", type=Path, help="folder for evaluation.json and traces.parquet")
     asyncio.run(evaluate(parser.parse_args(arguments)))
 
 
@@ -127,11 +183,10 @@ async def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         cohort = clinic_cohort(arguments.size, HELD_OUT + arguments.seed, images)
     # the same frozen nodes whatever the model under test, or two models would not be asked the same
     specialists = panel(arguments.specialists, arguments.cases, "clinic:base")
-    rollout = AttendingRollout(arguments.triage, specialists, images)
-    upstream: list[Trace] = []
-    await roll_upstream(rollout, cohort.cases, upstream.append)
+    rollout = Rollout(triage=arguments.triage, specialists=specialists, images=images)
+    upstream = await roll_upstream(rollout, cohort.cases)
     traces = await decide(rollout, upstream, load_policy(arguments.model), "attending")
-    figures = by_tier(traces, decided(traces))
+    figures = {**by_tier(traces, decided(traces)), **referred(traces)}
     report = {
         "model": arguments.model,
         "cases": len(traces),
@@ -143,9 +198,8 @@ async def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     print(json.dumps(report))
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "traces.jsonl").unlink(missing_ok=True)
         (arguments.out / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
-        append_traces(arguments.out / "traces.jsonl", traces)
+        write_traces(arguments.out / "traces.parquet", traces)
     return report
 
 

@@ -4,15 +4,19 @@ Invariant: a saved folder opens with transformers' own `Auto` classes and with v
 here it opens without torchvision too.
 """
 
+import dataclasses
+import hashlib
 import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.processing_utils import ProcessorMixin
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 BASE = Path(__file__).parent / "clinic" / "base"
 """The clinic's base checkpoint, which ships with the package."""
@@ -67,16 +71,90 @@ def load_processor(name: str) -> Any:
     return ImageTextProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a folder holds a PEFT adapter rather than a whole model."""
+    return (Path(folder_of(name)) / "adapter_config.json").is_file()
+
+
 def load_model(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """The model of a policy; on a GPU if there is one.
+    """The model of a policy, an adapter merged into its base; on a GPU if there is one.
 
     Raises:
         ValueError: if there is no such folder or hub id.
     """
     folder = folder_of(name)
+    if is_adapter(folder):
+        base = load_model(PeftConfig.from_pretrained(folder).base_model_name_or_path, dtype)
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, folder).merge_and_unload()
+        return merged
     try:
         model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
     except OSError as error:
         choices = ", ".join(NAMES)
         raise ValueError(f"model: cannot load {name!r} ({error}); give a folder, a hub id, or {choices}") from error
     return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def fingerprint(name: str, model: PreTrainedModel) -> str:
+    """What tells a policy's weights from others that were in the same folder before: what frozen answers go by."""
+    folder = Path(folder_of(name))
+    if not folder.is_dir():
+        return str(getattr(model.config, "_commit_hash", None))
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The policy that a training starts from, and which of its weights are trained."""
+
+    name: str
+    """`clinic:base`, a folder (also of an adapter) or a hub id."""
+    settings: ModelConfig
+    """TRL's: precision, attention, LoRA, quantization."""
+    freeze_vision: bool = False
+
+    def trainable(self, grpo: Any) -> tuple[Any, PeftConfig | None]:
+        """What TRL's trainers take as `model` and `peft_config`; how to load it is put into their settings.
+
+        Raises:
+            ValueError: if an adapter is to be trained on without `use_peft`.
+        """
+        folder = folder_of(self.name)
+        loading = {"revision": self.settings.model_revision, "attn_implementation": self.settings.attn_implementation}
+        loading |= {"dtype": self.settings.dtype}
+        if quantization := get_quantization_config(self.settings):
+            loading |= {"quantization_config": quantization}
+        if is_adapter(folder):
+            if not self.settings.use_peft:
+                raise ValueError(f"model: {self.name!r} is an adapter; train it on with --use_peft, or merge it first")
+            base = folder_of(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+            dtype = getattr(torch, str(self.settings.dtype), self.settings.dtype)
+            model = AutoModelForImageTextToText.from_pretrained(base, **{**loading, "dtype": dtype})
+            return PeftModel.from_pretrained(model, folder, is_trainable=True), None
+        grpo.model_init_kwargs = loading
+        peft_config = get_peft_config(self.settings)
+        if peft_config is not None and self.freeze_vision:
+            peft_config.exclude_modules = r".*\bvisual\b.*"
+        return folder, peft_config
+
+
+def freeze_vision(model: torch.nn.Module) -> None:
+    """Leave the vision tower as it is, with the projector that hands on what it sees."""
+    for name, parameter in model.named_parameters():
+        if "visual" in name.split("."):
+            parameter.requires_grad_(False)
+
+
+def merge(adapter: str, out: Path, dtype: str) -> None:
+    """Write an adapter and its base as one model folder.
+
+    Args:
+        adapter: the adapter's folder.
+        out: the folder to write.
+        dtype: precision to add the two in, and to save: in half precision an adapter's small changes would be lost.
+    """
+    part = out.with_name(out.name + ".part")
+    load_model(adapter, getattr(torch, dtype, dtype)).save_pretrained(part)
+    load_processor(adapter).save_pretrained(part)
+    part.rename(out)

@@ -6,6 +6,7 @@ Registered as `clinic:` and `transformers:`, so `build_graph(attending="transfor
 
 import asyncio
 import functools
+import gc
 import queue
 import threading
 import time
@@ -22,7 +23,7 @@ from pydantic import ConfigDict, PrivateAttr
 
 from rl.chat import tokenize
 from rl.clinic.doctors import ClinicDoctor
-from rl.models import folder_of, load_model, load_processor
+from rl.models import fingerprint, folder_of, load_model, load_processor
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -84,6 +85,8 @@ class PolicyChatModel(BaseChatModel):
     model: Any
     """The transformers model."""
     processor: Any
+    weights: str = ""
+    """What tells these weights from others of the same name; frozen answers go by it."""
     max_tokens: int | None = None
     """At most so many tokens are generated. Default: what the model's generation config says, or 512."""
     temperature: float = 0.0
@@ -103,7 +106,8 @@ class PolicyChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model": self.model_name, "temperature": self.temperature, "max_tokens": self.max_tokens}
+        known = {"model": self.model_name, "temperature": self.temperature, "max_tokens": self.max_tokens}
+        return {**known, "weights": self.weights}
 
     def _generate(
         self,
@@ -197,4 +201,13 @@ def load_policy(name: str) -> PolicyChatModel:
 def _loaded(folder: str) -> PolicyChatModel:
     # one precision for every model of a machine, so that before and after compare; half precision is slow on a CPU
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return PolicyChatModel(model_name=folder, model=load_model(folder, dtype).eval(), processor=load_processor(folder))
+    model = load_model(folder, dtype).eval()
+    processor = load_processor(folder)
+    return PolicyChatModel(model_name=folder, model=model, processor=processor, weights=fingerprint(folder, model))
+
+
+def forget_policies() -> None:
+    """Let go of the loaded policies, so that their memory is free once nobody else holds them."""
+    _loaded.cache_clear()
+    gc.collect()
+    torch.cuda.empty_cache()

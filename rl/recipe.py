@@ -1,161 +1,203 @@
-"""A training recipe: what a run of `rl.train_attending` is made of, read from YAML and flags by TRL's parser.
+"""A recipe of GRPO on consultations: stages, entropy weights and rewards.
 
 Invariant: what cannot work is refused here, when the settings are read, and not an hour later.
 """
 
-import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from trl import GRPOConfig, TrlParser
+from trl import GRPOConfig, ModelConfig
 
-from rl.curriculum import TIERS, Stage
-from rl.models import model_string
-
-SEEDS = 10_000
-"""Seeds lie below it: `rl.cohort` and `rl.clinic.build` keep their draws of cases that far apart."""
-CONFIGS = Path(__file__).parent / "configs"
-DEFAULT = CONFIGS / "clinic.yaml"
-
-
-def _setting(default: Any, text: str) -> Any:
-    """A field of the recipe with what `--help` says of it."""
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
-    return dataclasses.field(default=default, metadata={"help": text})
+from rl.curriculum import MIXED, SCHEDULES, TIERS, Stage
+from rl.grading import Grading
+from rl.settings import Command, Consultations, parse, setting
 
 
 @dataclasses.dataclass
-class Recipe:
-    """What is particular to training on consultations; everything else is a field of TRL's `GRPOConfig`."""
+class Recipe(Consultations):
+    """What is particular to GRPO on consultations; everything else is TRL's `GRPOConfig` and `ModelConfig`."""
 
-    model: str = _setting("clinic:base", "The policy: `clinic:base`, a folder or a hub id.")
-    triage: str | None = _setting(
-        None, "Model string of the frozen triage doctor. Default: clinic:base for the clinic's cases, else the policy."
+    node_shares: list[float] = setting([], "Share of the prompts of each of `nodes`. Default: equal shares.")
+    alternate: bool = setting(
+        False, "Both nodes in turn, stage by stage, each with a policy of its own (with --use_peft: an adapter)."
     )
-    specialists: list[str] = _setting(
-        [],
-        "Model strings of the frozen specialists, one for each doctor. Default: the clinic's doctors for the clinic's "
-        "cases, and three samples of the policy for cases of one's own.",
+    reroll_steps: int = setting(
+        20, "One policy in both roles: steps after which its own triage refers the attending's next cases anew."
     )
-    cases: str | None = _setting(None, "JSONL file of cases; default: the clinic's own.")
-    split: str | None = _setting(None, "Rows of `cases` to train on, by their `split`.")
-    eval_split: str | None = _setting(
-        None, "Rows of `cases` to measure on. Default: `holdout` of the training rows, held out by image."
+    tiers: str = setting(
+        "labels", "Tiers of cases by the answer key (`labels`), or without it by `disagreement` of opinions and policy."
     )
-    holdout: float = _setting(0.1, "Share of the training rows held out for measuring.")
-    free_text: str = _setting("skip", "Rows without options: `skip` them, or grade them by `exact_match`.")
-    train_size: int = _setting(2000, "Clinic cases to train on.")
-    eval_size: int = _setting(1000, "Clinic cases to measure on.")
-    stages: list[str] = _setting(list(TIERS), "The stages in their order, each named by its main tier.")
-    stage_steps: list[int] = _setting([100, 100, 100], "Optimizer steps of each stage.")
-    gammas: list[float] = _setting(
-        [1e-4, 5e-3, 3e-2], "Entropy weight of easy, medium and hard cases (paper: 1e-4, 5e-3, 3e-2)."
+    stages: list[str] = setting(
+        list(TIERS), "The stages in their order, each named by its main tier, or `mixed`: the cases as they come."
     )
-    betas: list[float] = _setting([1e-3, 4e-3, 1e-2], "KL weight of each stage (paper: 1e-3, 4e-3, 1e-2).")
-    rehearsal: list[float] = _setting(
-        [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
-        "Shares of easy, medium and hard cases in each stage, three numbers a stage (paper: pure stages).",
+    stage_steps: list[int] = setting([100, 100, 100], "Optimizer steps of each stage.")
+    rehearsal: list[float] = setting(
+        [0.0],
+        "Share of a stage's prompts from the tiers of earlier stages, or the shares of easy, medium and hard cases "
+        "in each stage, three numbers a stage (paper: pure stages).",
     )
-    runs: str = _setting("runs", "Folder of all runs.")
-    name: str | None = _setting(None, "The run's folder. Default: made of recipe and seed.")
-    resume: bool = _setting(False, "Go on with the run of this name (or the latest).")
+    gammas: list[float] = setting(
+        [1e-4, 5e-3, 3e-2],
+        "Entropy weights (paper: 1e-4, 5e-3, 3e-2): of easy, medium and hard cases, or, with --gamma_by stage, of each "
+        "stage.",
+    )
+    gamma_by: str = setting("tier", "Whether an entropy weight belongs to a case's `tier` or to the `stage`.")
+    gamma_schedule: str = setting("constant", "Within a stage the entropy weights are `constant`, `rise` or `fall`.")
+    triage_gamma: float = setting(0.0, "Entropy weight of triage's completions, where it goes by tier.")
+    betas: list[float] = setting([1e-3, 4e-3, 1e-2], "KL weight of each stage (paper: 1e-3, 4e-3, 1e-2).")
+    graders: list[str] = setting(
+        ["format=0.5", "accuracy=1"], "What the attending is paid for: `name=weight`, or `module:function=weight`."
+    )
+    triage_graders: list[str] = setting(["format=0.5", "specialty=1"], "What triage is paid for, likewise.")
+    outcome_weight: float = setting(
+        0.0, "What triage is paid for the rest of the consultation being right, once for each case and specialty."
+    )
+    judge: str | None = setting(None, "Model string of the judge, for `judge` among the graders.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        known = ", ".join(TIERS)
+        super().__post_init__()
+        self.check_choices(
+            tiers=("labels", "disagreement"), gamma_by=("tier", "stage"), gamma_schedule=tuple(SCHEDULES)
+        )
+        if self.node_shares and (len(self.node_shares) != len(self.nodes) or min(self.node_shares) <= 0):
+            raise ValueError(f"node_shares: {self.node_shares}; give a share above 0 for each of {self.nodes}")
+        if self.alternate and len(self.nodes) < 2:
+            raise ValueError(f"alternate: only {self.nodes[0]} learns; give --nodes triage attending")
+        if self.reroll_steps < 0:
+            raise ValueError(f"reroll_steps: {self.reroll_steps}; give 0 (never) or a number of steps")
+        if self.outcome_weight < 0 or (self.outcome_weight and "triage" not in self.nodes):
+            raise ValueError(f"outcome_weight: {self.outcome_weight}; it is 0 or more, and pays triage (--nodes triage)")
+        self._check_stages()
+        self.gradings()
+
+    def check_with(self, trainer: Any, model: ModelConfig) -> None:
+        """Refuse what TRL's settings and ours would make of each other."""
+        adaptive = trainer.use_adaptive_entropy
+        for field, ours in (("beta", "betas"), *([] if adaptive else [("entropy_coef", "gammas")])):
+            if value := getattr(trainer, field, 0):
+                raise ValueError(f"{field}: {value} would be overridden in every stage; set {ours} instead")
+        if adaptive and any((*self.gammas, self.triage_gamma)):
+            zeros = " ".join(["0"] * len(self.gammas))
+            raise ValueError(f"use_adaptive_entropy: TRL's controller sets the weight itself; add --gammas {zeros}")
+        aligned = trainer.gradient_accumulation_steps % (trainer.steps_per_generation * trainer.num_iterations) == 0
+        if len(self.nodes) > 1 and self.reroll_steps and not (self.alternate or aligned):
+            raise ValueError(
+                "reroll_steps: a generation serves several optimizer steps (steps_per_generation x num_iterations is "
+                "more than gradient_accumulation_steps); it cannot be rolled anew at a step. Give --reroll_steps 0"
+            )
+
+    def _check_stages(self) -> None:
+        known = ", ".join((*TIERS, MIXED))
         if not self.stages:
             raise ValueError(f"stages: none is given; name at least one of {known}")
         for stage in self.stages:
-            if stage not in TIERS:
+            if stage not in (*TIERS, MIXED):
                 raise ValueError(f"stages: {stage!r} is unknown; stages are named by their main tier: {known}")
-        for field, each in (("stage_steps", 1), ("betas", 1), ("rehearsal", 3)):
-            given = len(getattr(self, field))
-            if given != each * len(self.stages):
-                raise ValueError(f"{field}: {given} values for {len(self.stages)} stages; give {each} for each stage")
+        if self.nodes == ["triage"] and set(self.stages) != {MIXED}:
+            raise ValueError(f"stages: {self.stages}, but triage has heard no opinion, hence no tiers; give {MIXED}")
+        for field in ("stage_steps", "betas"):
+            if len(getattr(self, field)) != len(self.stages):
+                given = len(getattr(self, field))
+                raise ValueError(f"{field}: {given} values for {len(self.stages)} stages; give 1 for each stage")
         if not all(beta >= 0 for beta in self.betas):
             raise ValueError(f"betas: {self.betas}; a KL weight is 0 or more")
         if min(self.stage_steps) < 0 or not sum(self.stage_steps):
             raise ValueError(f"stage_steps: {self.stage_steps}; steps are 0 or more, with at least one in all")
-        if len(self.gammas) != len(TIERS) or not all(gamma >= 0 for gamma in self.gammas):
-            raise ValueError(f"gammas: {self.gammas}; give one weight, 0 or more, for each of {known}")
-        shares = [self.rehearsal[i : i + 3] for i in range(0, len(self.rehearsal), 3)]
-        if min(self.rehearsal) < 0 or any(sum(stage) <= 0 for stage in shares):
-            raise ValueError(f"rehearsal: {self.rehearsal}; shares are 0 or more, with a positive sum in each stage")
-        if self.free_text not in ("skip", "exact_match"):
-            raise ValueError(f"free_text: {self.free_text!r} is unknown; choose skip or exact_match")
-        if not 0 < self.holdout < 1:
-            raise ValueError(f"holdout: {self.holdout} is not a share between 0 and 1")
-        for field in ("split", "eval_split"):
-            if self.cases is None and (value := getattr(self, field)):
-                raise ValueError(f"{field}: {value!r}, but the clinic's cases have no splits; give --cases FILE.jsonl")
-        for field in ("train_size", "eval_size"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}: {getattr(self, field)} is not a number of cases; give 1 or more")
+        weights, each = (len(TIERS), ", ".join(TIERS)) if self.gamma_by == "tier" else (len(self.stages), "the stages")
+        if len(self.gammas) != weights or not all(gamma >= 0 for gamma in (*self.gammas, self.triage_gamma)):
+            raise ValueError(f"gammas: {self.gammas}; give one weight, 0 or more, for each of {each}")
+        for shares in self._tier_shares():
+            if shares and (min(shares.values()) < 0 or sum(shares.values()) <= 0):
+                raise ValueError(f"rehearsal: {self.rehearsal}; shares are 0 or more, with a positive sum in each stage")
+
+    def _tier_shares(self) -> list[dict[str, float]]:
+        """The shares of the tiers in each stage; none for a mixed one."""
+        if len(self.rehearsal) == 1:
+            return [self._rehearsing(i) for i in range(len(self.stages))]
+        if len(self.rehearsal) != 3 * len(self.stages):
+            given = f"{len(self.rehearsal)} values for {len(self.stages)} stages"
+            raise ValueError(f"rehearsal: {given}; give one share for all, or 3 for each stage")
+        rows = [dict(zip(TIERS, self.rehearsal[3 * i :], strict=False)) for i in range(len(self.stages))]
+        return [{} if stage == MIXED else row for stage, row in zip(self.stages, rows, strict=True)]
+
+    def _rehearsing(self, place: int) -> dict[str, float]:
+        """One tier, and of the earlier ones the share that is rehearsed."""
+        if self.stages[place] == MIXED:
+            return {}
+        if not 0 <= self.rehearsal[0] < 1:
+            raise ValueError(f"rehearsal: {self.rehearsal[0]} is not a share from 0 to below 1")
+        earlier = [tier for tier in dict.fromkeys(self.stages[:place]) if tier not in (self.stages[place], MIXED)]
+        shares = dict.fromkeys(TIERS, 0.0) | {tier: self.rehearsal[0] / len(earlier) for tier in earlier}
+        return shares | {self.stages[place]: 1.0 - sum(shares.values())}
+
+    def gradings(self, answers: Any = None) -> dict[str, Grading]:
+        """What each of the nodes that learn is paid for."""
+        given = {"triage": self.triage_graders, "attending": self.graders}
+        if self.outcome_weight:
+            given["triage"] = [*self.triage_graders, f"outcome={self.outcome_weight}"]
+        return {node: Grading.parse(given[node]) for node in self.nodes}
 
     def curriculum(self, max_steps: int) -> list[Stage]:
         """The stages. `max_steps` above 0 caps their sum, each stage keeping its share of the steps."""
-        total = sum(self.stage_steps)
-        steps = self.stage_steps
-        if 0 < max_steps < total:
-            ends = [round(sum(self.stage_steps[: i + 1]) * max_steps / total) for i in range(len(self.stages))]
-            steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        return [
-            Stage(f"{i + 1}-{tier}", steps[i], self.betas[i], dict(zip(TIERS, self.rehearsal[3 * i :], strict=False)))
-            for i, tier in enumerate(self.stages)
-            if steps[i] > 0
-        ]
+        whole = [self._stage(i) for i in range(len(self.stages))]
+        if self.alternate:
+            whole = [turn for stage in whole for turn in _turns(stage)]
+        return _capped(whole, max_steps)
+
+    def _stage(self, place: int) -> Stage:
+        by_tier = dict(zip(TIERS, self.gammas, strict=False)) | {"triage": self.triage_gamma}
+        same = dict.fromkeys((*TIERS, "triage"), self.gammas[place] if self.gamma_by == "stage" else 0.0)
+        return Stage(
+            name=f"{place + 1}-{self.stages[place]}",
+            steps=self.stage_steps[place],
+            beta=self.betas[place],
+            shares=self._tier_shares()[place],
+            nodes=dict(zip(self.nodes, self.node_shares or [1.0] * len(self.nodes), strict=True)),
+            gammas=by_tier if self.gamma_by == "tier" else same,
+            schedule=self.gamma_schedule,
+        )
 
 
-def read_recipe(arguments: Sequence[str]) -> tuple[Recipe, GRPOConfig]:
-    """Recipe and GRPO settings from `--config FILE.yaml` (default: the clinic's recipe) and flags.
-
-    Raises:
-        ValueError: naming the field, its value and the valid choices.
-    """
-    config = _config(arguments)
-    if not config.is_file():
-        known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
-        raise ValueError(f"config: no file {str(config)!r}; recipes in {CONFIGS} are {known}")
-    recipe, settings = _parse(arguments)
-    if not 0 <= settings.seed < SEEDS:
-        raise ValueError(f"seed: {settings.seed}; give 0 to {SEEDS - 1}, or draws of the clinic's cases would overlap")
-    for field, ours in (("beta", "betas"), ("entropy_coef", "gammas"), ("use_adaptive_entropy", "gammas")):
-        if value := getattr(settings, field, 0):
-            raise ValueError(f"{field}: {value} would be overridden in every stage; set {ours} instead")
-    return recipe, settings
+def _turns(stage: Stage) -> list[Stage]:
+    """A stage of several nodes as one stage for each, its steps shared out."""
+    total = sum(stage.nodes.values())
+    return [
+        dataclasses.replace(
+            stage, name=f"{stage.name}-{node}", steps=round(stage.steps * share / total), nodes={node: 1.0}
+        )
+        for node, share in stage.nodes.items()
+    ]
 
 
-def frozen_triage(recipe: Recipe) -> str:
-    """Model string of the frozen triage doctor."""
-    return recipe.triage or ("clinic:base" if recipe.cases is None else model_string(recipe.model))
+def _capped(stages: list[Stage], max_steps: int) -> list[Stage]:
+    """The stages with at most so many steps in all, where that is above 0; those that are left without any go."""
+    total = sum(stage.steps for stage in stages)
+    if 0 < max_steps < total:
+        ends = [round(sum(stage.steps for stage in stages[: i + 1]) * max_steps / total) for i in range(len(stages))]
+        steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        stages = [dataclasses.replace(stage, steps=n) for stage, n in zip(stages, steps, strict=True)]
+    return [stage for stage in stages if stage.steps > 0]
 
 
-def recipe_name(arguments: Sequence[str]) -> str:
-    """The recipe file's name, without its ending."""
-    return _config(arguments).stem
+def prompts_of(stage: Stage, trainer: GRPOConfig) -> int:
+    """How many prompts a stage takes."""
+    return math.ceil(stage.steps * prompts_a_step(trainer))
 
 
-def stage_settings(arguments: Sequence[str], stage: Stage, out: Path) -> GRPOConfig:
-    """The run's GRPO settings for one stage, whose cases have an order of their own that TRL must not shuffle."""
+def prompts_a_step(trainer: GRPOConfig) -> float:
+    """How many prompts an optimizer step takes; fewer than a generation's where that serves several steps."""
+    uses = int(trainer.steps_per_generation) * int(trainer.num_iterations)
+    groups = int(trainer.generation_batch_size) / int(trainer.num_generations)
+    return groups * int(trainer.gradient_accumulation_steps) / uses
+
+
+def stage_settings(command: Command, arguments: Sequence[str], stage: Stage, out: Path) -> GRPOConfig:
+    """The run's GRPO settings for one stage, whose prompts have an order of their own that TRL must not shuffle."""
     own = {"beta": stage.beta, "max_steps": stage.steps, "shuffle_dataset": False, "output_dir": out / "checkpoints"}
     flags = [f"--{name}={value}" for name, value in own.items()]
-    return _parse([*arguments, *flags])[1]
-
-
-def _config(arguments: Sequence[str]) -> Path:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", type=Path, default=DEFAULT)
-    try:
-        return cast(Path, parser.parse_known_args(arguments)[0].config)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"config: {error}; give a YAML file") from error
-
-
-def _parse(arguments: Sequence[str]) -> tuple[Recipe, GRPOConfig]:
-    others = [argument for argument in arguments if not argument.startswith("--config=")]
-    given = [] if "--config" in others else ["--config", str(_config(arguments))]
-    recipe, settings = TrlParser((Recipe, GRPOConfig)).parse_args_and_config([*given, *others])
-    return recipe, settings
+    trainer: GRPOConfig = parse(command, [*arguments, *flags]).trainer
+    return trainer

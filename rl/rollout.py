@@ -1,105 +1,196 @@
 """Rollouts: the graph up to the node under training, that node's prompt, and the graph on from its completion.
 
 Invariant: the completions of a group share one upstream. The nodes before the learnable one run once for each case;
-every completion then goes on from the very same state, through the very same graph that serves users.
+every completion then goes on from the very same state, through the very same graph that serves users. What lies
+behind a referral is asked once for each case and specialty, however many completions lead there.
 """
 
 import asyncio
 import contextlib
+import copy
 import dataclasses
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.cache.base import BaseCache
 from langgraph.checkpoint.memory import InMemorySaver
 from tqdm import tqdm
 
 from mmedagent_graph import build_graph
 from mmedagent_graph.images import ImageStore
-from mmedagent_graph.nodes import Attending, Swappable, Update
+from mmedagent_graph.nodes import Attending, Swappable, Triage, Update
 from mmedagent_graph.nodes.staff import Panel
-from mmedagent_graph.state import ConsultationInput
+from mmedagent_graph.prompts import SPECIALTIES
+from mmedagent_graph.state import TriageInput
 from rl.curriculum import tier_of
 from rl.datasets import LabeledCase
-from rl.traces import Trace
+from rl.traces import CallRecorder, Trace
 
 CONCURRENCY = 64
-
-
-def _input(case: LabeledCase) -> ConsultationInput:
-    given = case.given()  # checked, and without the answer key
-    return {"question": given.question, "options": given.options, "images": given.images, "context": given.context}
+NODES = ("triage", "attending")
+"""The nodes that can learn."""
 
 
 def _never_called(state: Any) -> Update:
     raise RuntimeError("the node under training was called: its completions must come from the trainer")
 
 
-class AttendingRollout:
-    """Consultations that pause where the attending physician would speak.
+class Rollout:
+    """Consultations that pause where a learnable node would speak.
 
     Args:
-        triage: as in `build_graph`; frozen.
+        triage: as in `build_graph`; frozen. Default: it is under training, and never called.
         specialists: as in `build_graph`; frozen.
+        attending: as in `build_graph`; frozen. Default: it is under training, and never called; a consultation then
+            does not go on from a referral to its end.
         images: the store that the cases' images go to.
+        answers: a LangGraph cache that keeps what the frozen models answer. Default: nothing is kept.
     """
 
-    def __init__(self, triage: Swappable, specialists: Panel, images: ImageStore) -> None:
+    def __init__(
+        self,
+        *,
+        specialists: Panel,
+        images: ImageStore,
+        triage: Swappable | None = None,
+        attending: Swappable | None = None,
+        answers: BaseCache[Any] | None = None,
+    ) -> None:
         self.images = images
-        self.node = Attending(images)
+        self.nodes = {"triage": Triage(tuple(SPECIALTIES), images), "attending": Attending(images)}
+        self.whole = attending is not None
+        """Whether a referral is followed to the end of the consultation."""
+        self.spared, self.asked = 0, 0
+        """Model calls that a cache or an earlier consultation has spared, and those that were made."""
+        self._known: dict[tuple[str, str | None, bool], asyncio.Future[Trace]] = {}
         self._saver = InMemorySaver()
         self._graph = build_graph(
-            triage=triage,
+            triage=triage or _never_called,
             specialists=specialists,
-            attending=_never_called,
+            attending=attending or _never_called,
             images=images,
+            cache=answers,
             checkpointer=self._saver,
         )
 
-    async def upstream(self, case: LabeledCase) -> Trace:
-        """Run triage and specialists for a case; their opinions say its tier."""
-        async with self._thread() as config:
-            await self._graph.ainvoke(_input(case), config, interrupt_before=[self.node.name])
-            trace = Trace.of(case, (await self._graph.aget_state(config)).values, self.node.name)
-        trace.tier = tier_of(trace.opinions, trace.answer)
-        return trace
+    async def upstream(self, case: LabeledCase, node: str = "attending") -> Trace:
+        """The consultation up to a node; before the attending, the opinions say the case's tier."""
+        given = case.given()  # checked, and without the answer key
+        if node == "triage":  # nothing runs before it
+            return Trace.of(case, {"case": await asyncio.to_thread(given.fields, self.images)}, node)
+        async with self._thread() as (config, calls):
+            await self._graph.ainvoke(given, config, interrupt_before=[node])
+            trace = Trace.of(case, (await self._graph.aget_state(config)).values, node)
+        return self._heard(trace, calls)
 
     def prompt(self, trace: Trace) -> list[BaseMessage]:
-        """The prompt of the node under training: what inference would put to the model, word for word."""
-        return self.node.render(trace.given())
+        """The prompt of the node where a trace pauses: what inference would put to the model, word for word."""
+        return self.nodes[trace.node].render(_given(trace))
 
-    async def finish(self, upstream: Trace, text: str) -> Trace:
-        """Go on from one completion of the node under training to the end of the graph."""
-        read = self.node.read(text, upstream.given())
-        async with self._thread() as config:
-            # the upstream's values and the node's own, written as if that node had just run: what follows it, follows
-            update = {**upstream.state(), **read}
-            paused = await self._graph.aupdate_state(config, update, as_node=self.node.name)
-            await self._graph.ainvoke(None, paused)
-            values = (await self._graph.aget_state(config)).values
-        return dataclasses.replace(upstream, text=text, decision=values["decision"], opinions=values["opinions"])
+    async def refer(self, trace: Trace, text: str) -> Trace:
+        """From triage's completion on to the attending: the upstream of the attending's prompt."""
+        return await self._referred(trace, self.nodes["triage"].read(text, _given(trace)), to_end=False)
+
+    async def finish(self, trace: Trace, text: str) -> Trace:
+        """The trace of one completion of the node under training, to the end of the graph.
+
+        Where that node is triage and the attending is not frozen, or there is nobody to hear, the trace ends with the
+        referral.
+        """
+        read = self.nodes[trace.node].read(text, _given(trace))
+        if trace.node == "triage":
+            if not self.whole:
+                return dataclasses.replace(trace, text=text, **read)
+            ended = await self._referred(trace, read, to_end=True)
+            return dataclasses.replace(ended, node="triage", text=text, **read)
+        async with self._thread() as (config, _):
+            values = await self._go_on(config, {**trace.state(), **read}, trace.node)
+        return dataclasses.replace(trace, text=text, decision=values["decision"], opinions=values["opinions"])
+
+    async def _referred(self, trace: Trace, read: Update, *, to_end: bool) -> Trace:
+        """What follows a referral, which is rolled once for each case and specialty."""
+        key = (trace.case, read["referral"]["specialty"], to_end)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = asyncio.ensure_future(self._follow(trace, read, to_end))
+        else:
+            self.spared += 1
+        try:
+            found = await known
+        except BaseException:
+            self._known.pop(key, None)  # a failure is not remembered
+            raise
+        return dataclasses.replace(copy.deepcopy(found), **read)
+
+    async def _follow(self, trace: Trace, read: Update, to_end: bool) -> Trace:
+        async with self._thread() as (config, calls):
+            before = [] if to_end else ["attending"]
+            values = await self._go_on(config, {**trace.state(), **read}, "triage", before)
+        reached = dataclasses.replace(
+            trace,
+            node="attending",
+            referral=values["referral"],
+            opinions=list(values.get("opinions", [])),
+            decision=values.get("decision"),
+            usage=dict(values.get("usage", {})),
+        )
+        return self._heard(reached, calls)
+
+    async def _go_on(
+        self, config: RunnableConfig, update: dict[str, Any], node: str, before: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Go on as if a node had just written this into the state: what follows it, follows."""
+        paused = await self._graph.aupdate_state(config, update, as_node=node)
+        await self._graph.ainvoke(None, paused, interrupt_before=list(before))
+        values: dict[str, Any] = (await self._graph.aget_state(config)).values
+        return values
+
+    def _heard(self, trace: Trace, calls: CallRecorder) -> Trace:
+        """The trace with what was said on the way, and its tier."""
+        trace.calls = calls.calls
+        trace.tier = None if trace.answer is None else tier_of(trace.opinions, trace.answer)
+        self.asked += sum(spent["calls"] for spent in trace.usage.values())
+        self.spared += sum(spent["cached"] for spent in trace.usage.values())
+        return trace
 
     @contextlib.asynccontextmanager
-    async def _thread(self) -> AsyncIterator[RunnableConfig]:
-        """A thread of the graph for one run, forgotten afterwards."""
-        thread = uuid.uuid4().hex
+    async def _thread(self) -> AsyncIterator[tuple[RunnableConfig, CallRecorder]]:
+        """A thread of the graph for one run, forgotten afterwards, and what its models say."""
+        thread, calls = uuid.uuid4().hex, CallRecorder()
         try:
-            yield {"configurable": {"thread_id": thread}}
+            yield {"configurable": {"thread_id": thread}, "callbacks": [calls]}, calls
         finally:
             await self._saver.adelete_thread(thread)
 
 
-async def roll_upstream(
-    rollout: AttendingRollout, cases: Sequence[LabeledCase], done: Callable[[Trace], None], title: str = "rollout"
+def _given(trace: Trace) -> Any:
+    """What the node where a trace pauses is given."""
+    return TriageInput(**trace.fields()) if trace.node == "triage" else trace.given()
+
+
+async def at_once(
+    work: Sequence[Callable[[], Awaitable[Trace]]], done: Callable[[int, Trace], None], title: str, quiet: bool = False
 ) -> None:
-    """Run the upstream of many cases, `CONCURRENCY` at a time, and hand over each trace as it is finished."""
+    """Do many pieces of work, `CONCURRENCY` at a time, and hand over each trace, with its place, as it is finished."""
     gate = asyncio.Semaphore(CONCURRENCY)
 
-    async def one(case: LabeledCase) -> Trace:
+    async def one(i: int) -> tuple[int, Trace]:
         async with gate:
-            return await rollout.upstream(case)
+            return i, await work[i]()
 
-    for finished in tqdm(asyncio.as_completed([one(case) for case in cases]), title, len(cases), unit="case"):
-        done(await finished)
+    running = [asyncio.ensure_future(one(i)) for i in range(len(work))]
+    for finished in tqdm(asyncio.as_completed(running), title, len(running), unit="case", disable=quiet):
+        done(*await finished)
+
+
+async def roll_upstream(
+    rollout: Rollout, cases: Sequence[LabeledCase], title: str = "rollout", node: str = "attending", quiet: bool = False
+) -> list[Trace]:
+    """The upstream of many cases, in their order."""
+    traces: dict[int, Trace] = {}
+    pieces = [lambda case=case: rollout.upstream(case, node) for case in cases]
+    await at_once(pieces, traces.__setitem__, title, quiet)
+    return [traces[i] for i in range(len(cases))]

@@ -1,36 +1,46 @@
-"""GRPO with an entropy weight for each sample: the only module that touches TRL's internals.
+"""GRPO on consultations: the only module that touches TRL's internals.
 
-TRL's `GRPOTrainer` does everything; this subclass adds one term to its loss,
+TRL's `GRPOTrainer` does everything; this subclass adds
 
-    L = L_GRPO - mean over the batch's tokens of gamma_i * H_t
+1. an entropy weight for each sample,
 
-where gamma_i is the weight of the sample's tier and H_t the entropy of the policy at a completion token, with its
-gradient. With the same gamma everywhere it is TRL's own `entropy_coef` (loss - coef * mean token entropy), over all
-completion tokens, whatever `top_entropy_quantile` says.
+       L = L_GRPO - mean over the batch's tokens of gamma_i * H_t
+
+   where gamma_i is the weight of the sample (its tier's, or its stage's) and H_t the entropy of the policy at a
+   completion token, with its gradient. With the same gamma everywhere it is TRL's own `entropy_coef`, over all
+   completion tokens, whatever `top_entropy_quantile` says;
+2. prompts that are made when they are needed: an attending's prompt holds what the policy's own triage led to, which
+   changes as the policy does;
+3. the same weight for every node of a batch, however many rows it has there;
+4. a record of every rollout with its token ids and log-probabilities, and what there is to watch.
 
 What it relies on in TRL, each point held by a test in `tests/integration/test_trainer.py`: the dictionary of tensors
-that `_generate_and_score_completions` returns travels through shuffling and splitting; `_compute_loss`
-asks `_get_per_token_logps_and_entropies` exactly once under autograd; and the entropies carry a gradient.
+that `_generate_and_score_completions` returns travels through shuffling and splitting; `_compute_loss` asks
+`_get_per_token_logps_and_entropies` exactly once under autograd; the entropies carry a gradient; and
+`_tokenize_prompts` and `_generate_single_turn` answer prompts as the policy stands.
 """
 
+import logging
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, SFTTrainer
+from trl.data_utils import prepare_multimodal_messages
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-GAMMA = "gamma"
-"""The dataset's column with a sample's entropy weight."""
+from rl import models
+from rl.environment import Environment
+
+BLIND_EVERY = 50
+"""Optimizer steps between two looks at whether the images matter."""
 
 
-class StagedEntropyTrainer(GRPOTrainer):  # type: ignore[misc]
-    """`GRPOTrainer` with the dataset column `gamma` as the entropy weight of each sample (MMedAgent-RL, section 3)."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.entropy_coef != 0.0:
-            raise ValueError(f"entropy_coef: {self.entropy_coef} would be added to the gammas; set gammas alone")
-        self._entropies: torch.Tensor | None = None
+class _PublishedNames:
+    """Resumes from weights that are saved under other names than they have in memory."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load a checkpoint's weights, as `from_pretrained` does.
@@ -44,26 +54,153 @@ class StagedEntropyTrainer(GRPOTrainer):  # type: ignore[misc]
             saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
             self.model.load_state_dict(saved.state_dict())
 
+
+class _UpToTheEnd(DataCollatorForVisionLanguageModeling):  # type: ignore[misc]
+    """Labels end where an answer ends: Qwen's template has a line break after it, which no model ever generates."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        end = (batch["labels"] == self.processor.tokenizer.eos_token_id).int()
+        batch["labels"][end.cumsum(dim=1) - end > 0] = -100
+        return batch
+
+
+class ImitationTrainer(_PublishedNames, SFTTrainer):  # type: ignore[misc]
+    """TRL's `SFTTrainer` on prompts with images and their completions, resumable; the loss is on the completions."""
+
+    def __init__(self, *, processing_class: Any, **kwargs: Any) -> None:
+        collator = _UpToTheEnd(processing_class, completion_only_loss=True)
+        super().__init__(processing_class=processing_class, data_collator=collator, **kwargs)
+
+
+class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
+    """`GRPOTrainer` over an `Environment` (MMedAgent-RL, section 3).
+
+    Args:
+        environment: where the prompts come from and the completions go; its dataset is trained on, in its order.
+        args: GRPO's settings.
+        freeze_vision: leave the vision tower as it is.
+        kwargs: as `GRPOTrainer`'s, without `reward_funcs` and `train_dataset`.
+    """
+
+    def __init__(self, *, environment: Environment, args: GRPOConfig, freeze_vision: bool = False, **kwargs: Any) -> None:
+        # TRL's warning of completions that cannot be graded prints the whole case
+        logging.getLogger("trl.trainer.grpo_trainer").addFilter(_says_nothing_of_a_case)
+        super().__init__(
+            args=args, reward_funcs=environment.reward, train_dataset=environment.dataset(), **kwargs
+        )
+        if self.entropy_coef != 0.0 and not self.use_adaptive_entropy:
+            raise ValueError(f"entropy_coef: {self.entropy_coef} would be added to the gammas; set gammas alone")
+        if freeze_vision:
+            models.freeze_vision(self.model)
+        self.environment = environment
+        self._scored: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def complete(self, prompts: Sequence[Any]) -> list[tuple[str, list[int]]]:
+        """One completion for each prompt, sampled from the policy as it stands, the work shared by all processes.
+
+        Args:
+            prompts: pairs of a conversation of text turns and its images; the same in every process.
+
+        Returns:
+            Text and token ids of each, in the prompts' order, the same in every process.
+        """
+        mine = list(range(self.accelerator.process_index, len(prompts), self.accelerator.num_processes))
+        share = -(-len(prompts) // self.accelerator.num_processes)
+        asked = [prompts[i] for i in (mine + [0] * share)[:share]]  # every process generates as often as the others
+        said: list[tuple[str, list[int]]] = []
+        batch = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        for start in range(0, share, batch):
+            part = [prepare_multimodal_messages(turns, images) for turns, images in asked[start : start + batch]]
+            ids, images, fields = self._tokenize_prompts(part)
+            answers, _ = self._generate_single_turn(ids, images, fields, 1)
+            said += zip(self._tokenizer.batch_decode(answers, skip_special_tokens=True), answers, strict=True)
+        everybodys = dict(gather_object(list(zip(mine, said, strict=False))))
+        return [everybodys[i] for i in range(len(prompts))]
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        start = time.perf_counter()
+        generated = super()._generate(prompts)
+        self._metrics["train"]["seconds/generate"].append(time.perf_counter() - start)
+        return generated
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        environment, step = self.environment, self.state.global_step
+        inputs = environment.rows(inputs, step, self.complete)
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        output[GAMMA] = torch.tensor([row[GAMMA] for row in inputs], device=self.accelerator.device)
+        traces = environment.batch
+        for i, trace in enumerate(traces):
+            trace.prompt_ids = output["prompt_ids"][i][output["prompt_mask"][i].bool()].tolist()
+            trace.completion_ids = environment.completion_ids[i]
+            trace.finish = "stop" if trace.completion_ids[-1] in self.eos_token_ids else "length"
+        gammas = environment.gammas(step / max(1, self.state.max_steps))
+        output["gamma"] = torch.tensor(gammas, dtype=torch.float32, device=self.accelerator.device)
+        output["row"] = torch.arange(len(traces), device=self.accelerator.device)
+        self._note_lost_groups(output["advantages"])
+        output["advantages"] = output["advantages"] * self._node_weights([trace.node for trace in traces])
         return output
+
+    def _node_weights(self, nodes: Sequence[str]) -> torch.Tensor:
+        """(B,) weights that give every node of the whole batch, over all processes, the same sum."""
+        known = list(self.environment.stage.nodes)
+        mine = torch.tensor([known.index(node) for node in nodes], device=self.accelerator.device)
+        counts = torch.bincount(self.accelerator.gather(mine), minlength=len(known))
+        return (counts.sum() / (counts > 0).sum() / counts.clamp(min=1))[mine]
+
+    def _note_lost_groups(self, advantages: torch.Tensor) -> None:
+        """For each kind of case the share of completions whose group all got one reward: they teach nothing."""
+        kinds = self.environment.kinds()
+        lost = torch.zeros(2, len(kinds), device=self.accelerator.device)
+        for trace, advantage in zip(self.environment.batch, advantages.tolist(), strict=True):
+            column = kinds.index(trace.node if trace.node == "triage" else str(trace.tier))
+            lost[:, column] += torch.tensor([float(advantage == 0), 1.0], device=lost.device)
+        for kind, (same, n) in zip(kinds, self.accelerator.reduce(lost).T.tolist(), strict=True):
+            if n:
+                self._metrics["train"][f"no_variance/{kind}"].append(same / n)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if torch.is_grad_enabled():
-            self._entropies = result[1]
+            self._scored = result[:2]
         return result
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        self._entropies = None
+        self._scored = None
         loss: torch.Tensor = super()._compute_loss(model, inputs)
         if not torch.is_grad_enabled():  # an evaluation
             return loss
-        if self._entropies is None or not self._entropies.requires_grad:
+        if self._scored is None or not self._scored[1].requires_grad:
             raise RuntimeError("TRL gave no entropies with a gradient: the entropy bonus would silently do nothing")
-        bonus = entropy_bonus(self._entropies, inputs["completion_mask"], inputs[GAMMA])
+        logps, entropies = self._scored
+        self._keep_logprobs(inputs, logps)
+        if self.state.global_step % BLIND_EVERY == 0 and "pixel_values" in inputs:
+            self._note_image_effect(model, inputs, logps)
+        bonus = entropy_bonus(entropies, inputs["completion_mask"], inputs["gamma"])
         return loss - bonus / (self.current_gradient_accumulation_steps if self.model.training else 1)
+
+    def _keep_logprobs(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:
+        """Give the recorded rollouts the log-probabilities under the policy that wrote them."""
+        written = inputs.get("old_per_token_logps", logps).detach().float().cpu()
+        for row, values in zip(inputs["row"].tolist(), written.tolist(), strict=True):
+            self.environment.scored(row, values)
+
+    @torch.no_grad()
+    def _note_image_effect(self, model: Any, inputs: dict[str, Any], logps: torch.Tensor) -> None:
+        """How much a token's log-probability changes, in nats, where the images are made grey."""
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        names = ("image_grid_thw", "num_images", "mm_token_type_ids")
+        blind, _, _ = super()._get_per_token_logps_and_entropies(
+            model,
+            ids,
+            mask,
+            inputs["completion_ids"].size(1),
+            pixel_values=torch.zeros_like(inputs["pixel_values"]),
+            **{name: inputs.get(name) for name in names},
+        )
+        there = inputs["completion_mask"].bool()
+        effect = (blind - logps)[there].abs().mean()
+        self._metrics["train"]["image_effect"].append(self.accelerator.gather(effect).mean().item())
 
 
 def entropy_bonus(entropies: torch.Tensor, mask: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
@@ -78,3 +215,7 @@ def entropy_bonus(entropies: torch.Tensor, mask: torch.Tensor, gamma: torch.Tens
         A scalar: the sum of gamma_i * H_it over the tokens, divided by their number.
     """
     return (gamma.unsqueeze(1) * entropies * mask).sum() / mask.sum().clamp(min=1)
+
+
+def _says_nothing_of_a_case(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("All reward functions returned None")

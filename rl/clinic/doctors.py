@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from mmedagent_graph.prompts import SPECIALIST
-from rl.clinic.cases import read_key
+from rl.clinic.cases import LURE, OUTSIDER, RELIABILITY, read_key
 
 
 class ClinicDoctor(BaseChatModel):
@@ -27,7 +27,8 @@ class ClinicDoctor(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model": f"clinic:doctor-{self.doctor}"}
+        # how the doctors err is a part of who they are: frozen answers go by it
+        return {"model": f"clinic:doctor-{self.doctor}", "errs": [RELIABILITY, LURE, OUTSIDER]}
 
     def _generate(
         self,

@@ -18,8 +18,8 @@ class LabeledCase:
 
     id: str
     question: str
-    answer: str
-    """The right option's text, or the right free text where there are no options."""
+    answer: str | None
+    """The right option's text, or the right free text where there are no options; None where nobody knows."""
     options: list[str] = dataclasses.field(default_factory=list)
     images: list[Any] = dataclasses.field(default_factory=list)
     context: str | None = None
@@ -74,10 +74,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _case(path: Path, number: int, row: dict[str, Any]) -> LabeledCase:
     where = f"{path}:{number}"
     for field in ("question", "answer"):
+        if field == "answer" and row.get(field, "") is None:
+            continue  # a case without a key says so
         if not isinstance(row.get(field), str) or not row[field].strip():
             raise ValueError(f"{where}: {field} is {row.get(field)!r}; it must be a text")
     options = _texts(where, "options", row.get("options"))
-    if options and row["answer"] not in options:
+    if options and row["answer"] is not None and row["answer"] not in options:
         raise ValueError(f"{where}: answer {row['answer']!r} is not one of the options {options}")
     image = row.get("image")
     images = _texts(where, "images" if "images" in row else "image", row.get("images", [image] if image else []))

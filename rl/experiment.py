@@ -1,0 +1,232 @@
+"""What every training has in common: cases are rolled out, something learns, and consultations are measured.
+
+Invariant: every part that is finished in the run's folder is passed over, so that a run that was killed anywhere goes
+on. Several processes share the work; the first alone writes.
+"""
+
+import asyncio
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from mmedagent_graph.images import ImageStore
+from mmedagent_graph.models import load_model
+from rl.answers import shared_answers
+from rl.clinic.cases import ClinicCase
+from rl.clinic.ideal import ideal_answers
+from rl.cohort import Cohorts, cohorts, panel
+from rl.curriculum import count_tiers
+from rl.datasets import LabeledCase
+from rl.evaluate import by_tier, decide, decided, print_confusion, print_table, referred, unparsed
+from rl.models import Start, merge, model_string
+from rl.policy import load_policy
+from rl.rollout import Rollout, roll_upstream
+from rl.run import Run
+from rl.settings import Command, Settings, read_settings
+from rl.store import read_traces, write_traces
+from rl.traces import Trace
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "langgraph", "langchain-core")
+
+
+class Experiment:
+    """A run of a training command. What it trains, and how, a subclass says in `learn`.
+
+    Args:
+        run: its folder.
+        settings: what it is told.
+        cases: whom it treats.
+        images: where their images are.
+    """
+
+    def __init__(self, run: Run, settings: Settings, cases: Cohorts, images: ImageStore) -> None:
+        self.run, self.settings, self.images = run, settings, images
+        self.recipe, self.trainer = settings.recipe, settings.trainer
+        self.cases, self.held_out, self.skipped = cases
+        self.policies: dict[str, str] = dict.fromkeys(self.recipe.nodes, self.recipe.model)
+        """The policy of each node that learns, as it stands."""
+        self.state = PartialState()
+        self.specialists = panel(self.recipe.specialists, self.recipe.cases, self.recipe.model)
+        self.answers = shared_answers(Path(self.recipe.runs) / "answers.db")
+        self.room = getattr(self.trainer, "max_completion_length", None)
+        """Tokens of an answer, in training and when it is measured; None: as many as the model likes."""
+        for node in ("triage", "attending"):
+            load_model(self.doctor(node))  # one that cannot be had is refused here, not an hour later
+
+    def learn(self) -> list[str]:
+        """Train, and let `policies` say what came of it; returns the names of the stages."""
+        raise NotImplementedError
+
+    def doctor(self, node: str) -> str:
+        """Model string of a node as it stands."""
+        return model_string(self.policies[node]) if node in self.policies else self.recipe.frozen(node)
+
+    def start(self, node: str) -> Start:
+        """A node's policy, to be trained."""
+        return Start(self.policies[node], self.settings.model, self.recipe.freeze_vision)
+
+    def rollout(self, **frozen: str) -> Rollout:
+        """Consultations with these frozen doctors beside the specialists."""
+        return Rollout(specialists=self.specialists, images=self.images, answers=self.answers, **frozen)
+
+    def go(self) -> dict[str, Any]:
+        """The whole run; returns the summary."""
+        before = self.measure("before")
+        stages = self.learn()
+        after = self.measure("after")
+        self._finish_models()
+        return self._report(stages, before, after) if self.state.is_main_process else {}
+
+    def upstream(self, node: str) -> list[Trace]:
+        """The training cases as they pause at a node, which for the attending depends on who is triage."""
+        if node == "triage":
+            return asyncio.run(roll_upstream(self.rollout(), self.cases, node="triage", quiet=True))
+        who = f"-{_version(self.policies['triage'], self.run.folder)}" if "triage" in self.policies else ""
+        return self.roll(self.cases, f"upstream-train{who}", "rollout, training cases")
+
+    def roll(self, cases: Sequence[LabeledCase], name: str, title: str) -> list[Trace]:
+        """The attending's upstream of every case, in their order; what is on record is not rolled again."""
+        path = self.run.folder / f"{name}.parquet"
+        if not path.exists():
+            mine = cases[self.state.process_index :: self.state.num_processes]
+            rollout = self.rollout(triage=self.doctor("triage"))
+            traces = asyncio.run(roll_upstream(rollout, mine, title, quiet=not self.state.is_main_process))
+            self.label(traces, rollout)
+            self.gather_to(path, traces, [case.id for case in cases])
+        return read_traces(path)
+
+    def label(self, traces: list[Trace], rollout: Rollout) -> None:
+        """Set the traces' tiers, where it is not the answer key that says them."""
+
+    def measure(self, when: str) -> list[Trace]:
+        """The held-out cases' whole consultations as the doctors stand; greedy, with as much room as in training."""
+        learns = "triage" in self.policies
+        with self.run.phase(when):
+            upstream = self.roll(self.held_out, f"upstream-{when if learns else 'held-out'}", "rollout, held-out cases")
+            path = self.run.folder / f"{when}.parquet"
+            if not path.exists():
+                mine = upstream[self.state.process_index :: self.state.num_processes]
+                attending = load_model(self.doctor("attending"))
+                found = asyncio.run(decide(self.rollout(), mine, attending, when, self.room))
+                self.gather_to(path, found, [trace.case for trace in upstream])
+        return read_traces(path)
+
+    def gather_to(self, path: Path, mine: list[Trace], order: Sequence[str] | None = None) -> None:
+        """Write what all processes have found, in the order of the cases' ids if one is given."""
+        found = gather_object(mine)
+        if order is not None:
+            by_case = {trace.case: trace for trace in found}
+            found = [by_case[case] for case in order]
+        if self.state.is_main_process:
+            write_traces(path, found)
+        self.state.wait_for_everyone()
+
+    def _finish_models(self) -> None:
+        """Let `model` stand for what was trained; where there are two policies, `model-<node>` for each."""
+        two = len(set(self.policies.values())) > 1
+        for node, policy in self.policies.items():
+            if self.settings.model.use_peft and self.recipe.output == "merged":
+                merged = Path(policy).with_name("merged")
+                if self.state.is_main_process and not merged.is_dir():
+                    merge(policy, merged, str(self.settings.model.dtype))
+                self.policies[node] = str(merged)
+            self.run.link("model", self.policies[node])
+            if two:
+                self.run.link(f"model-{node}", self.policies[node])
+        self.state.wait_for_everyone()
+
+    def _report(self, stages: list[str], before: list[Trace], after: list[Trace]) -> dict[str, Any]:
+        """Write and print what was found."""
+        run = self.run
+        with run.phase("ideal"):
+            ideal = run.once("ideal.json", lambda: self._ideal(after))
+        run.collect_metrics(stages)
+        summary = summarize(run, int(self.trainer.seed), before, after, ideal)
+        summary["cases"] = {"train": len(self.cases), "held_out": len(before), "skipped": self.skipped}
+        summary |= self.findings(stages)
+        run.finish(summary)
+        self.draw(stages, summary)
+        rows = {name: summary[name] for name in ("before", "after", "ideal") if summary[name]}
+        print_table(rows, f"held-out cases, accuracy in % with 95 % intervals (seed {self.trainer.seed})")
+        if "triage" in self.policies:
+            print_confusion(summary["after"]["confusion"], "whom the trained triage refers the cases to")
+        if summary["gap_closed"] is not None:
+            print(f"share of the way from the base to the ideal: {summary['gap_closed']:.0%}")
+        print(f"model: {run.folder / 'model'}   summary: {run.folder / 'summary.json'}")
+        return summary
+
+    def findings(self, stages: list[str]) -> dict[str, Any]:
+        """What else the summary says."""
+        return {}
+
+    def draw(self, stages: list[str], summary: dict[str, Any]) -> None:
+        """Draw the run's figure."""
+
+    def _ideal(self, upstream: list[Trace]) -> dict[str, Any] | None:
+        """The ideal attending's accuracy, where the cases are the clinic's; nobody knows it elsewhere."""
+        clinic = [case for case in self.held_out if isinstance(case, ClinicCase)]
+        if len(clinic) != len(self.held_out) or self.recipe.specialists:
+            return None
+        return by_tier(upstream, ideal_answers(load_policy("clinic:base"), clinic, upstream, self.images))
+
+
+def main(kind: type[Experiment], command: Command, arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """A training command line; returns the summary."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renamed settings of TRL's own
+    disable_progress_bar()  # of loading weights; the bars of the run itself stay
+    run = Run.open(command, list(sys.argv[1:] if arguments is None else arguments))
+    settings = read_settings(command, run.arguments)
+    set_seed(settings.trainer.seed)
+    try:
+        images = ImageStore(run.folder / "images")
+        with run.phase("cases"), run.abandoned_if_refused():
+            experiment = kind(run, settings, cohorts(settings.recipe, int(settings.trainer.seed), images), images)
+        return experiment.go()
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; go on with: {run.go_on()}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _version(policy: str, run: Path) -> str:
+    """A policy's name as a part of a file's: the stage that made it, or `start`."""
+    return Path(policy).parent.name if Path(policy).is_relative_to(run) else "start"
+
+
+def summarize(
+    run: Run, seed: int, before: list[Trace], after: list[Trace], ideal: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What `summary.json` says of every run."""
+    was, now = ({**by_tier(traces, decided(traces)), **referred(traces)} for traces in (before, after))
+    gap = ideal["overall"]["accuracy"] - was["overall"]["accuracy"] if ideal else 0
+    return {
+        "before": was,
+        "after": now,
+        "ideal": ideal,
+        "gap_closed": (now["overall"]["accuracy"] - was["overall"]["accuracy"]) / gap if gap > 0 else None,
+        "unparsed": {"before": unparsed(before), "after": unparsed(after)},
+        "seconds": run.seconds,
+        "seed": seed,
+        "recipe": run.recipe,
+        "arguments": run.arguments,
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def drawn_often(drawn: Sequence[Trace], limit: int) -> list[str]:
+    """What there is to say of tiers whose cases are drawn more than `limit` times each."""
+    notes = []
+    for tier, n in count_tiers(drawn).items():
+        ids = {trace.case for trace in drawn if trace.tier == tier}
+        if n > limit * len(ids):
+            notes.append(f"draws its {len(ids)} {tier} cases {n} times in all")
+    return notes

@@ -1,0 +1,157 @@
+"""What every training command is told: who is treated and by whom, read from YAML and flags by TRL's parser.
+
+Invariant: what cannot work is refused here, when the settings are read, and not an hour later.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from transformers import TrainingArguments
+from trl import ModelConfig, TrlParser
+
+from rl.models import model_string
+from rl.rollout import NODES
+
+SEEDS = 10_000
+"""Seeds lie below it: `rl.cohort` and `rl.clinic.build` keep their draws of cases that far apart."""
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def setting(default: Any, text: str) -> Any:
+    """A field of a recipe with what `--help` says of it."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass
+class Consultations:
+    """The consultations that are trained on, and which of their nodes learn."""
+
+    model: str = setting("clinic:base", "The policy: `clinic:base`, a folder (also of an adapter) or a hub id.")
+    nodes: list[str] = setting(
+        ["attending"], "The nodes that learn: `attending`, `triage`, or both, by default as one policy in both roles."
+    )
+    triage: str | None = setting(
+        None, "Model string of a frozen triage doctor. Default: clinic:base for the clinic's cases, else the policy."
+    )
+    attending: str | None = setting(
+        None, "Model string of a frozen attending, who decides what triage has referred. Default: as for triage."
+    )
+    specialists: list[str] = setting(
+        [],
+        "Model strings of the frozen specialists, one for each doctor. Default: the clinic's doctors for the clinic's "
+        "cases, and three samples of the policy for cases of one's own.",
+    )
+    cases: str | None = setting(None, "JSONL file of cases; default: the clinic's own.")
+    split: str | None = setting(None, "Rows of `cases` to train on, by their `split`.")
+    eval_split: str | None = setting(
+        None, "Rows of `cases` to measure on. Default: `holdout` of the training rows, held out by image."
+    )
+    holdout: float = setting(0.1, "Share of the training rows held out for measuring.")
+    free_text: str = setting("skip", "Rows without options: `skip` them, or `grade` them as they are.")
+    train_size: int = setting(2000, "Clinic cases to train on.")
+    eval_size: int = setting(1000, "Clinic cases to measure on.")
+    freeze_vision: bool = setting(False, "Leave the vision tower as it is.")
+    output: str = setting("merged", "With --use_peft: the trained model is the whole model (`merged`) or an `adapter`.")
+    runs: str = setting("runs", "Folder of all runs, and of what frozen models have answered (answers.db).")
+    name: str | None = setting(None, "The run's folder. Default: made of recipe and seed.")
+    resume: bool = setting(False, "Go on with the run of this name (or the latest).")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        self.check_choices(free_text=("skip", "grade"), output=("merged", "adapter"))
+        if not self.nodes or len(set(self.nodes)) < len(self.nodes) or set(self.nodes) - set(NODES):
+            raise ValueError(f"nodes: {self.nodes}; name one or both of {', '.join(NODES)}, each once")
+        for node in self.nodes:
+            if named := getattr(self, node):
+                raise ValueError(f"{node}: {named!r} would be frozen, but {node} learns; set --model, or other --nodes")
+        for field in ("split", "eval_split"):
+            if self.cases is None and (value := getattr(self, field)):
+                raise ValueError(f"{field}: {value!r}, but the clinic's cases have no splits; give --cases FILE.jsonl")
+        for field in ("train_size", "eval_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: {getattr(self, field)} is not a number of cases; give 1 or more")
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout: {self.holdout} is not a share between 0 and 1")
+
+    def check_choices(self, **choices: Sequence[str]) -> None:
+        """Refuse a field whose value is not among the valid ones."""
+        for field, valid in choices.items():
+            if (value := getattr(self, field)) not in valid:
+                raise ValueError(f"{field}: {value!r} is unknown; choose {' or '.join(valid)}")
+
+    def check_with(self, trainer: Any, model: ModelConfig) -> None:
+        """Refuse what cannot work together with TRL's settings."""
+
+    def frozen(self, node: str) -> str:
+        """Model string of a frozen triage doctor or attending."""
+        named: str | None = getattr(self, node)
+        return named or ("clinic:base" if self.cases is None else model_string(self.model))
+
+
+class Command(NamedTuple):
+    """A training command."""
+
+    module: str
+    """As in `python -m <module>`."""
+    config: Path
+    """The recipe file where no `--config` is named."""
+    recipe: type[Consultations]
+    trainer: type[TrainingArguments]
+    """TRL's settings of its trainer."""
+
+
+class Settings(NamedTuple):
+    """All that a run is told."""
+
+    recipe: Any
+    """The command's recipe."""
+    trainer: Any
+    """TRL's `GRPOConfig` or `SFTConfig`."""
+    model: ModelConfig
+
+
+def read_settings(command: Command, arguments: Sequence[str]) -> Settings:
+    """A command's settings from `--config FILE.yaml` and flags.
+
+    Raises:
+        ValueError: naming the field, its value and the valid choices.
+    """
+    config = _config(command, arguments)
+    if not config.is_file():
+        known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
+        raise ValueError(f"config: no file {str(config)!r}; recipes in {CONFIGS} are {known}")
+    settings = parse(command, arguments)
+    recipe, trainer, model = settings
+    if not 0 <= trainer.seed < SEEDS:
+        raise ValueError(f"seed: {trainer.seed}; give 0 to {SEEDS - 1}, or draws of the clinic's cases would overlap")
+    if model.model_name_or_path:
+        raise ValueError(f"model_name_or_path: {model.model_name_or_path!r}; the policy is named by --model")
+    recipe.check_with(trainer, model)
+    return settings
+
+
+def config_name(command: Command, arguments: Sequence[str]) -> str:
+    """The recipe file's name, without its ending."""
+    return _config(command, arguments).stem
+
+
+def _config(command: Command, arguments: Sequence[str]) -> Path:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path, default=command.config)
+    try:
+        return cast(Path, parser.parse_known_args(arguments)[0].config)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"config: {error}; give a YAML file") from error
+
+
+def parse(command: Command, arguments: Sequence[str]) -> Settings:
+    """The settings as TRL's parser reads them: YAML first, then flags."""
+    others = [argument for argument in arguments if not argument.startswith("--config=")]
+    given = [] if "--config" in others else ["--config", str(_config(command, arguments))]
+    parser = TrlParser((command.recipe, command.trainer, ModelConfig))
+    return Settings(*parser.parse_args_and_config([*given, *others]))

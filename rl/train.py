@@ -1,0 +1,86 @@
+"""GRPO on whole consultations: what `rl.train_triage` and `rl.train_attending` do."""
+
+from pathlib import Path
+from typing import Any
+
+from rl.curriculum import Stage, count_tiers, draw_prompts
+from rl.curves import draw_curves
+from rl.environment import Environment
+from rl.experiment import Experiment, drawn_often
+from rl.policy import forget_policies, load_policy
+from rl.recipe import prompts_a_step, prompts_of, stage_settings
+from rl.rollout import Rollout
+from rl.stage import train_stage
+from rl.store import Rollouts, read_traces
+from rl.traces import Trace
+from rl.unlabeled import stratify
+
+OFTEN = 20
+"""A stage that draws a tier's cases more often than this is likely to learn them by heart, and says so."""
+
+
+class Training(Experiment):
+    """A curriculum of GRPO stages."""
+
+    tiers: dict[str, int] | None = None
+    """How many training cases of each tier there were at the start; None where only triage learns."""
+
+    def learn(self) -> list[str]:
+        """Stage after stage; each starts from what the one before has made of its nodes' policy."""
+        stages = self.recipe.curriculum(int(self.trainer.max_steps))
+        with self.run.phase("rollout"):
+            if "attending" in self.recipe.nodes:
+                self.tiers = count_tiers(self.upstream("attending"))
+            for place, stage in enumerate(stages):  # a stage without cases is refused before any is trained
+                for note in drawn_often(self.plan(place, stage), OFTEN) if self.state.is_main_process else ():
+                    print(f"note: stage {stage.name} {note}")
+        for place, stage in enumerate(stages):
+            out = self.run.folder / "stages" / stage.name
+            if not (out / "model").is_dir():
+                self._train(place, stage, out)
+            self.policies |= dict.fromkeys(stage.nodes, str(out / "model"))
+        return [stage.name for stage in stages]
+
+    def plan(self, place: int, stage: Stage) -> list[Trace]:
+        """The stage's prompts in training order."""
+        upstream = {node: self.upstream(node) for node in stage.nodes}
+        return draw_prompts(upstream, stage, prompts_of(stage, self.trainer), self.trainer.seed * 1000 + place)
+
+    def label(self, traces: list[Trace], rollout: Rollout) -> None:
+        """Set the tiers by disagreement, if that is asked for."""
+        if self.recipe.tiers == "disagreement":
+            stratify(traces, load_policy(self.policies.get("attending", self.recipe.model)), rollout, self.room)
+
+    def _train(self, place: int, stage: Stage, out: Path) -> None:
+        prompts = self.plan(place, stage)
+        outcome = {"attending": self.doctor("attending")} if self.recipe.outcome_weight else {}
+        rollout = self.rollout(**outcome)
+        forget_policies()  # what has rolled the upstream makes room for what is trained
+        with self.run.phase(stage.name):
+            environment = Environment(
+                stage,
+                prompts,
+                rollout,
+                self.recipe.gradings(self.answers),
+                Rollouts(out / "rollouts", self.state.process_index),
+                out,
+                self.recipe.reroll_steps if len(stage.nodes) > 1 else 0,
+                round(prompts_a_step(self.trainer)),
+            )
+            settings = stage_settings(self.run.command, self.run.arguments, stage, out)
+            train_stage(environment, self.start(next(iter(stage.nodes))), out, settings)
+
+    def findings(self, stages: list[str]) -> dict[str, Any]:
+        """The tiers of the training cases, and the tokens that were generated: those trained on, and upstream's."""
+        found: dict[str, Any] = {"tokens": {"trained": 0, "upstream": 0}, "tiers": self.tiers}
+        for stage in stages:
+            folder = self.run.folder / "stages" / stage
+            rollouts = read_traces(folder / "rollouts.parquet")
+            found["tokens"]["trained"] += sum(len(trace.completion_ids or []) for trace in rollouts)
+            rolled = [trace for path in folder.glob("upstream-*.parquet") for trace in read_traces(path)]
+            found["tokens"]["upstream"] += sum(len(trace.calls[0].completion_ids or []) for trace in rolled)
+        return found
+
+    def draw(self, stages: list[str], summary: dict[str, Any]) -> None:
+        """Draw the curves of reward, entropy and accuracy."""
+        draw_curves(self.run.folder, stages, summary)

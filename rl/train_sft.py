@@ -1,0 +1,169 @@
+"""Supervised fine-tuning on the prompts that GRPO trains on: the baseline, and a warm start.
+
+    python -m rl.train_sft                                                  # gold answers, the clinic
+    python -m rl.train_sft --imitate own                                    # the policy's own right answers
+    python -m rl.train_sft --nodes triage attending --cases cases.jsonl     # both roles, cases of one's own
+    python -m rl.train_attending --model runs/<name>/model                  # go on from there with GRPO
+
+`gold` writes the key into the format, with nothing thought; `own` samples the policy several times and keeps what is
+right and well-formed (rejection sampling, as in RFT, arXiv 2308.01825), so that it keeps its own reasoning. The upstream
+of an attending's prompt is rolled as for GRPO. Any field of `Imitation` and of TRL's `SFTConfig` and `ModelConfig` is a
+flag; what a run leaves behind is described in `rl/train_attending.py`.
+"""
+
+import asyncio
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Image, List, Value
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback
+from trl import SFTConfig
+
+from rl.chat import text_turns
+from rl.experiment import Experiment, main as run
+from rl.grading import Grading
+from rl.models import freeze_vision, load_processor
+from rl.policy import forget_policies, load_policy
+from rl.rollout import Rollout
+from rl.settings import CONFIGS, Command, Consultations, setting
+from rl.stage import last_checkpoint
+from rl.store import read_traces, write_traces
+from rl.traces import Trace
+from rl.trainer import ImitationTrainer
+from rl.watch import StageProgress
+
+RIGHT = {"triage": Grading.parse(["format", "specialty"]), "attending": Grading.parse(["format", "accuracy"])}
+"""What an answer must be worth imitating."""
+STAGE = "sft"
+
+
+@dataclasses.dataclass
+class Imitation(Consultations):
+    """What is particular to supervised fine-tuning."""
+
+    imitate: str = setting("gold", "Learn from the `gold` answers, or from the policy's `own` right ones.")
+    samples: int = setting(8, "How often the policy is asked for an answer of its `own`.")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        super().__post_init__()
+        self.check_choices(imitate=("gold", "own"))
+        if self.samples < 1:
+            raise ValueError(f"samples: {self.samples} is not a number of samples; give 1 or more")
+
+
+COMMAND = Command("rl.train_sft", CONFIGS / "clinic_sft.yaml", Imitation, SFTConfig)
+
+
+class Imitating(Experiment):
+    """One stage of supervised fine-tuning."""
+
+    def learn(self) -> list[str]:
+        """Collect what to imitate, and imitate it."""
+        out = self.run.folder / "stages" / STAGE
+        if not (out / "model").is_dir():
+            with self.run.phase("examples"):
+                examples = self.examples(out / "examples.parquet")
+            forget_policies()
+            with self.run.phase(STAGE):
+                self._train(examples, out)
+        self.policies = dict.fromkeys(self.policies, str(out / "model"))
+        return [STAGE]
+
+    def examples(self, path: Path) -> list[Trace]:
+        """Traces whose `text` is to be imitated."""
+        if not path.exists():
+            upstream = [trace for node in self.policies for trace in self.upstream(node)]
+            if self.recipe.imitate == "gold":
+                found = gold(upstream[self.state.process_index :: self.state.num_processes])
+            else:
+                found = self._own(upstream[self.state.process_index :: self.state.num_processes])
+            self.gather_to(path, found)
+        examples = read_traces(path)
+        if not examples:
+            raise ValueError(f"imitate: no answer of {self.recipe.model!r} was right in {self.recipe.samples} samples")
+        return examples
+
+    def _own(self, upstream: Sequence[Trace]) -> list[Trace]:
+        """The different right answers of the policy to each prompt."""
+        policy = load_policy(self.recipe.model)
+        sampler = policy.model_copy(update={"temperature": 1.0, "max_tokens": self.room})
+        rollout = self.rollout()
+        each = max(1, sampler.max_batch // self.recipe.samples)
+        found: list[Trace] = []
+        for start in tqdm(range(0, len(upstream), each), "samples", unit="batch"):
+            asked = [trace for trace in upstream[start : start + each] for _ in range(self.recipe.samples)]
+            said = [str(message.text) for message in sampler.answer([rollout.prompt(trace) for trace in asked])]
+            found += asyncio.run(_right(rollout, asked, said))
+        return found
+
+    def _train(self, examples: Sequence[Trace], out: Path) -> None:
+        start, settings = self.start(self.recipe.nodes[0]), self.trainer
+        settings.output_dir = str(out / "checkpoints")
+        last = last_checkpoint(out / "checkpoints")
+        model, peft_config = start.trainable(settings)
+        trainer = ImitationTrainer(
+            model=model,
+            peft_config=peft_config,
+            args=settings,
+            train_dataset=self.dataset(examples),
+            processing_class=load_processor(start.name),
+            callbacks=[StageProgress(out / "metrics.jsonl", STAGE)],
+        )
+        if start.freeze_vision:
+            freeze_vision(trainer.model)
+        for callback in (ProgressCallback, PrinterCallback):  # one bar is enough
+            trainer.remove_callback(callback)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        trainer.save_model(str(out / "model.part"))
+        self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            (out / "model.part").rename(out / "model")
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        self.state.wait_for_everyone()
+
+    def dataset(self, examples: Sequence[Trace]) -> Dataset:
+        """The rows that SFT trains on: the node's prompt, its images, and what to say."""
+        rollout = self.rollout()
+        rows = {
+            "prompt": [text_turns(rollout.prompt(trace)) for trace in examples],
+            "completion": [[{"role": "assistant", "content": trace.text}] for trace in examples],
+            "images": [[str(self.images.path(ref)) for ref in trace.images] for trace in examples],
+        }
+        turns = List({"role": Value("string"), "content": Value("string")})
+        return Dataset.from_dict(rows, Features({"prompt": turns, "completion": turns, "images": List(Image())}))
+
+
+def gold(upstream: Sequence[Trace]) -> list[Trace]:
+    """The prompts with the right answers in the format; those without a key or label are left out."""
+    keys = [trace.specialty if trace.node == "triage" else trace.answer for trace in upstream]
+    pairs = zip(upstream, keys, strict=True)
+    return [dataclasses.replace(trace, text=gold_answer(key)) for trace, key in pairs if key is not None]
+
+
+def gold_answer(key: str) -> str:
+    """The right answer as the format has it, with nothing thought."""
+    return f"<think></think><answer>{key}</answer>"
+
+
+async def _right(rollout: Rollout, asked: Sequence[Trace], said: Sequence[str]) -> list[Trace]:
+    """The right and well-formed ones among some answers, equal ones of a prompt once."""
+    different = dict.fromkeys((trace.case, trace.node, text) for trace, text in zip(asked, said, strict=True))
+    traces = {(trace.case, trace.node): trace for trace in asked}
+    ended = [
+        await RIGHT[node].grade(await rollout.finish(traces[case, node], text)) for case, node, text in different
+    ]
+    return [trace for trace in ended if trace.reward == len(trace.rewards)]
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command line; returns the summary."""
+    return run(Imitating, COMMAND, arguments)
+
+
+if __name__ == "__main__":
+    main()
