@@ -53,7 +53,9 @@ def own_cohort(path: str | Path, split: str | None, free_text: str, keyless: boo
     """
     cases = read_cases(path, split)
     if not keyless and (without := [case.id for case in cases if case.answer is None]):
-        raise ValueError(f"cases: {len(without)} rows have no answer key ({without[0]!r} first); give --tiers disagreement")
+        raise ValueError(
+            f"cases: {len(without)} rows have no answer key ({without[0]!r} first); give --tiers disagreement"
+        )
     kept = cases if free_text == "grade" else [case for case in cases if case.options]
     if not kept:
         rows = f"cases: no row of {str(path)!r} (split {split}) has options"

@@ -17,8 +17,7 @@ import numpy as np
 
 from mmedagent_graph.answers import same_text
 from mmedagent_graph.state import Opinion
-from rl.grading import is_right
-from rl.traces import Trace
+from rl.traces import Trace, is_right
 
 TIERS = ("easy", "medium", "hard")
 MIXED = "mixed"

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from rl.curriculum import TIERS
-from rl.grading import is_right
+from rl.grading import specialty
 from rl.store import read_traces
 from rl.traces import Trace
 
@@ -64,7 +64,7 @@ def _read(run: Path, stages: list[str]) -> tuple[pd.DataFrame, pd.DataFrame, lis
     starts = [0]
     for stage in stages:
         folder = run / "stages" / stage
-        rollouts = read_traces(folder / "rollouts.parquet")
+        rollouts = list(read_traces(folder / "rollouts.parquet"))
         offset = starts[-1]
         sampled.extend((int(trace.step or 0) + offset, *found) for trace in rollouts if (found := _right(trace)))
         log = folder / "metrics.jsonl"  # a stage shorter than `logging_steps` has none
@@ -77,12 +77,9 @@ def _read(run: Path, stages: list[str]) -> tuple[pd.DataFrame, pd.DataFrame, lis
 def _right(trace: Trace) -> tuple[str, float] | None:
     """Which curve a rollout belongs to, and whether it was right; None where that is not known."""
     if trace.node == "triage":
-        right = None if trace.specialty is None else trace.referral is not None and trace.referral["specialty"] == trace.specialty
-        kind = "triage"
-    else:
-        right = None if trace.answer is None else trace.decision is not None and is_right(trace.decision["answer"], trace.answer)
-        kind = str(trace.tier)
-    return None if right is None else (kind, float(right))
+        right = specialty(trace)
+        return None if right is None else ("triage", right)
+    return None if trace.right is None else (str(trace.tier), float(trace.right))
 
 
 def _line(axis: Any, rows: pd.DataFrame, column: str, color: str, label: str | None = None) -> None:

@@ -39,7 +39,7 @@ class Environment:
         gradings: for each of the stage's nodes.
         record: where the rollouts are kept.
         folder: where re-rolled upstream traces are kept.
-        reroll: optimizer steps after which the attending's upstream is rolled anew by the policy's own triage; 0: never.
+        reroll: optimizer steps after which the policy's own triage rolls the attending's upstream anew; 0: never.
         per_step: prompts of an optimizer step.
     """
 
@@ -78,9 +78,7 @@ class Environment:
         )
         return Dataset.from_dict(rows, features=features)
 
-    def rows(
-        self, rows: Sequence[dict[str, Any]], step: int, complete: Complete
-    ) -> list[dict[str, Any]]:
+    def rows(self, rows: Sequence[dict[str, Any]], step: int, complete: Complete) -> list[dict[str, Any]]:
         """The dataset's rows as they are now.
 
         Args:
@@ -102,7 +100,7 @@ class Environment:
         places = [i for i in block if self.prompts[i].node == "attending"]
         path = self.folder / f"upstream-{step:06d}.parquet"
         if path.exists():
-            fresh = {i: trace for i, trace in zip(places, read_traces(path), strict=True)}
+            fresh = dict(zip(places, read_traces(path), strict=True))
         else:
             starts = [_before_triage(self.prompts[i]) for i in places]
             said = complete([_asked(self.rollout.prompt(start)) for start in starts])
@@ -113,7 +111,7 @@ class Environment:
             found: dict[int, Trace] = {}
             asyncio.run(at_once(pieces, found.__setitem__, "referrals", quiet=True))
             for i, trace in found.items():
-                trace.calls = [NodeCall(node="triage", text=said[i][0], completion_ids=said[i][1]), *trace.calls]
+                trace.calls = [_own_referral(*said[i]), *trace.calls]
             fresh = {places[i]: trace for i, trace in found.items()}
             if self.record.rank == 0:
                 write_traces(path, [fresh[i] for i in places])
@@ -182,6 +180,12 @@ class Environment:
 
 def _asked(messages: Sequence[BaseMessage]) -> Prompt:
     return text_turns(messages), to_chat(messages)[1]
+
+
+def _own_referral(text: str, completion_ids: list[int]) -> NodeCall:
+    """What the policy under training said as triage."""
+    unknown = dict.fromkeys(("specialty", "doctor", "vote", "model", "prompt_ids", "logprobs", "finish"))
+    return NodeCall(node="triage", text=text, completion_ids=completion_ids, **unknown)
 
 
 def _before_triage(trace: Trace) -> Trace:

@@ -25,15 +25,15 @@ from transformers import set_seed
 from mmedagent_graph.images import ImageStore
 from rl.cohort import HELD_OUT, clinic_cohort, own_cohort, panel
 from rl.curriculum import TIERS
-from rl.grading import Grading, is_right
+from rl.grading import PAPER, Grading
 from rl.policy import PolicyChatModel, load_policy
 from rl.rollout import Rollout, roll_upstream
 from rl.store import write_traces
-from rl.traces import Trace
+from rl.traces import Trace, is_right
 
 CONFIDENCE = 0.95
 BATCH = 64
-GRADING = Grading.parse(["format=0.5", "accuracy=1"])
+GRADING = Grading.parse(PAPER["attending"])
 
 
 async def decide(
@@ -57,7 +57,7 @@ async def decide(
         if isinstance(attending, PolicyChatModel):
             messages = await asyncio.to_thread(attending.answer, prompts)
         else:
-            messages = await attending.abatch(prompts)
+            messages = await attending.abatch(list(prompts))
         for trace, message in zip(batch, messages, strict=True):
             ended = await GRADING.grade(await rollout.finish(trace, str(message.text)))
             ended.prompt_ids = message.response_metadata.get("prompt_token_ids")
@@ -84,11 +84,12 @@ def interval(right: int, n: int) -> Figure:
 
 
 def by_tier(traces: Sequence[Trace], answers: Sequence[str | None]) -> dict[str, Figure]:
-    """Accuracy overall and in each tier, of one answer for each trace."""
-    right = [is_right(answer, trace.answer) for trace, answer in zip(traces, answers, strict=True)]
-    figures = {"overall": interval(sum(right), len(right))}
+    """Accuracy overall and in each tier, of one answer for each trace; cases without a key are left out."""
+    pairs = zip(traces, answers, strict=True)
+    right = [(trace.tier, is_right(answer, trace.answer)) for trace, answer in pairs if trace.answer is not None]
+    figures = {"overall": interval(sum(hit for _, hit in right), len(right))}
     for tier in TIERS:
-        among = [hit for hit, trace in zip(right, traces, strict=True) if trace.tier == tier]
+        among = [hit for of, hit in right if of == tier]
         figures[tier] = interval(sum(among), len(among))
     return figures
 
@@ -108,7 +109,10 @@ def referred(traces: Sequence[Trace]) -> dict[str, Any]:
     for label, specialty in sorted(pairs):
         row = confusion.setdefault(str(label), {})
         row[specialty] = row.get(specialty, 0) + 1
-    return {"triage": interval(sum(label == specialty for label, specialty in pairs), len(pairs)), "confusion": confusion}
+    return {
+        "triage": interval(sum(label == specialty for label, specialty in pairs), len(pairs)),
+        "confusion": confusion,
+    }
 
 
 def _specialty(trace: Trace) -> str:

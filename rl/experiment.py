@@ -102,7 +102,7 @@ class Experiment:
             traces = asyncio.run(roll_upstream(rollout, mine, title, quiet=not self.state.is_main_process))
             self.label(traces, rollout)
             self.gather_to(path, traces, [case.id for case in cases])
-        return read_traces(path)
+        return list(read_traces(path))
 
     def label(self, traces: list[Trace], rollout: Rollout) -> None:
         """Set the traces' tiers, where it is not the answer key that says them."""
@@ -118,7 +118,7 @@ class Experiment:
                 attending = load_model(self.doctor("attending"))
                 found = asyncio.run(decide(self.rollout(), mine, attending, when, self.room))
                 self.gather_to(path, found, [trace.case for trace in upstream])
-        return read_traces(path)
+        return list(read_traces(path))
 
     def gather_to(self, path: Path, mine: list[Trace], order: Sequence[str] | None = None) -> None:
         """Write what all processes have found, in the order of the cases' ids if one is given."""

@@ -5,14 +5,16 @@ Invariant: what cannot work is refused here, when the settings are read, and not
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from langgraph.cache.base import BaseCache
 from trl import GRPOConfig, ModelConfig
 
 from rl.curriculum import MIXED, SCHEDULES, TIERS, Stage
-from rl.grading import Grading
+from rl.grading import PAPER, Grader, Grading, outcome, overlong_of
+from rl.judge import judge_of
 from rl.settings import Command, Consultations, parse, setting
 
 
@@ -49,9 +51,9 @@ class Recipe(Consultations):
     triage_gamma: float = setting(0.0, "Entropy weight of triage's completions, where it goes by tier.")
     betas: list[float] = setting([1e-3, 4e-3, 1e-2], "KL weight of each stage (paper: 1e-3, 4e-3, 1e-2).")
     graders: list[str] = setting(
-        ["format=0.5", "accuracy=1"], "What the attending is paid for: `name=weight`, or `module:function=weight`."
+        list(PAPER["attending"]), "What the attending is paid for: `name=weight`, or `module:function=weight`."
     )
-    triage_graders: list[str] = setting(["format=0.5", "specialty=1"], "What triage is paid for, likewise.")
+    triage_graders: list[str] = setting(list(PAPER["triage"]), "What triage is paid for, likewise.")
     outcome_weight: float = setting(
         0.0, "What triage is paid for the rest of the consultation being right, once for each case and specialty."
     )
@@ -70,9 +72,11 @@ class Recipe(Consultations):
         if self.reroll_steps < 0:
             raise ValueError(f"reroll_steps: {self.reroll_steps}; give 0 (never) or a number of steps")
         if self.outcome_weight < 0 or (self.outcome_weight and "triage" not in self.nodes):
-            raise ValueError(f"outcome_weight: {self.outcome_weight}; it is 0 or more, and pays triage (--nodes triage)")
+            raise ValueError(
+                f"outcome_weight: {self.outcome_weight}; it is 0 or more, and pays triage (--nodes triage)"
+            )
         self._check_stages()
-        self.gradings()
+        self._gradings({"overlong": outcome, **({"judge": outcome} if self.judge else {})})  # are there such graders?
 
     def check_with(self, trainer: Any, model: ModelConfig) -> None:
         """Refuse what TRL's settings and ours would make of each other."""
@@ -112,7 +116,9 @@ class Recipe(Consultations):
             raise ValueError(f"gammas: {self.gammas}; give one weight, 0 or more, for each of {each}")
         for shares in self._tier_shares():
             if shares and (min(shares.values()) < 0 or sum(shares.values()) <= 0):
-                raise ValueError(f"rehearsal: {self.rehearsal}; shares are 0 or more, with a positive sum in each stage")
+                raise ValueError(
+                    f"rehearsal: {self.rehearsal}; shares are 0 or more, with a positive sum in each stage"
+                )
 
     def _tier_shares(self) -> list[dict[str, float]]:
         """The shares of the tiers in each stage; none for a mixed one."""
@@ -134,12 +140,21 @@ class Recipe(Consultations):
         shares = dict.fromkeys(TIERS, 0.0) | {tier: self.rehearsal[0] / len(earlier) for tier in earlier}
         return shares | {self.stages[place]: 1.0 - sum(shares.values())}
 
-    def gradings(self, answers: Any = None) -> dict[str, Grading]:
-        """What each of the nodes that learn is paid for."""
+    def gradings(self, longest: int, answers: BaseCache[Any] | None = None) -> dict[str, Grading]:
+        """What each of the nodes that learn is paid for.
+
+        Args:
+            longest: tokens that a completion may have.
+            answers: the cache that keeps the judge's verdicts.
+        """
+        judge = {"judge": judge_of(self.judge, answers)} if self.judge else {}
+        return self._gradings({"overlong": overlong_of(longest), **judge})
+
+    def _gradings(self, made: Mapping[str, Grader]) -> dict[str, Grading]:
         given = {"triage": self.triage_graders, "attending": self.graders}
         if self.outcome_weight:
             given["triage"] = [*self.triage_graders, f"outcome={self.outcome_weight}"]
-        return {node: Grading.parse(given[node]) for node in self.nodes}
+        return {node: Grading.parse(given[node], made) for node in self.nodes}
 
     def curriculum(self, max_steps: int) -> list[Stage]:
         """The stages. `max_steps` above 0 caps their sum, each stage keeping its share of the steps."""

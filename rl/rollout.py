@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mmedagent_graph import build_graph
 from mmedagent_graph.images import ImageStore
-from mmedagent_graph.nodes import Attending, Swappable, Triage, Update
+from mmedagent_graph.nodes import Attending, Node, Swappable, Triage, Update
 from mmedagent_graph.nodes.staff import Panel
 from mmedagent_graph.prompts import SPECIALTIES
 from mmedagent_graph.state import TriageInput
@@ -60,7 +60,7 @@ class Rollout:
         answers: BaseCache[Any] | None = None,
     ) -> None:
         self.images = images
-        self.nodes = {"triage": Triage(tuple(SPECIALTIES), images), "attending": Attending(images)}
+        self.nodes: dict[str, Node] = {"triage": Triage(tuple(SPECIALTIES), images), "attending": Attending(images)}
         self.whole = attending is not None
         """Whether a referral is followed to the end of the consultation."""
         self.spared, self.asked = 0, 0
@@ -82,7 +82,7 @@ class Rollout:
         if node == "triage":  # nothing runs before it
             return Trace.of(case, {"case": await asyncio.to_thread(given.fields, self.images)}, node)
         async with self._thread() as (config, calls):
-            await self._graph.ainvoke(given, config, interrupt_before=[node])
+            await self._graph.ainvoke(cast(Any, given), config, interrupt_before=[node])
             trace = Trace.of(case, (await self._graph.aget_state(config)).values, node)
         return self._heard(trace, calls)
 
@@ -144,7 +144,7 @@ class Rollout:
     ) -> dict[str, Any]:
         """Go on as if a node had just written this into the state: what follows it, follows."""
         paused = await self._graph.aupdate_state(config, update, as_node=node)
-        await self._graph.ainvoke(None, paused, interrupt_before=list(before))
+        await self._graph.ainvoke(None, {**config, **paused}, interrupt_before=list(before))
         values: dict[str, Any] = (await self._graph.aget_state(config)).values
         return values
 

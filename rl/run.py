@@ -46,10 +46,13 @@ class Run:
         runs = Path(recipe.runs)
         if recipe.resume:
             return cls._resumed(command, runs, recipe.name, arguments)
-        made = [cls._new(command, runs, recipe.name, arguments, trainer.seed) if PartialState().is_main_process else None]
+        made: list[Any] = [None]
+        if PartialState().is_main_process:
+            made = [cls._new(command, runs, recipe.name, arguments, trainer.seed)]
         broadcast_object_list(made)
-        run = cls(made[0][0], command, arguments)
-        run._made_folder = made[0][1]
+        folder, is_new = made[0]
+        run = cls(folder, command, arguments)
+        run._made_folder = is_new
         return run
 
     @staticmethod

@@ -61,7 +61,7 @@ class Training(Experiment):
                 stage,
                 prompts,
                 rollout,
-                self.recipe.gradings(self.answers),
+                self.recipe.gradings(self.room, self.answers),
                 Rollouts(out / "rollouts", self.state.process_index),
                 out,
                 self.recipe.reroll_steps if len(stage.nodes) > 1 else 0,
@@ -75,8 +75,8 @@ class Training(Experiment):
         found: dict[str, Any] = {"tokens": {"trained": 0, "upstream": 0}, "tiers": self.tiers}
         for stage in stages:
             folder = self.run.folder / "stages" / stage
-            rollouts = read_traces(folder / "rollouts.parquet")
-            found["tokens"]["trained"] += sum(len(trace.completion_ids or []) for trace in rollouts)
+            trained = read_traces(folder / "rollouts.parquet")
+            found["tokens"]["trained"] += sum(len(trace.completion_ids or []) for trace in trained)
             rolled = [trace for path in folder.glob("upstream-*.parquet") for trace in read_traces(path)]
             found["tokens"]["upstream"] += sum(len(trace.calls[0].completion_ids or []) for trace in rolled)
         return found

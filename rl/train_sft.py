@@ -6,9 +6,9 @@
     python -m rl.train_attending --model runs/<name>/model                  # go on from there with GRPO
 
 `gold` writes the key into the format, with nothing thought; `own` samples the policy several times and keeps what is
-right and well-formed (rejection sampling, as in RFT, arXiv 2308.01825), so that it keeps its own reasoning. The upstream
-of an attending's prompt is rolled as for GRPO. Any field of `Imitation` and of TRL's `SFTConfig` and `ModelConfig` is a
-flag; what a run leaves behind is described in `rl/train_attending.py`.
+right and well-formed (rejection sampling, as in RFT, arXiv 2308.01825), so that it keeps its own reasoning. The
+upstream of an attending's prompt is rolled as for GRPO. Any field of `Imitation` and of TRL's `SFTConfig` and
+`ModelConfig` is a flag; what a run leaves behind is described in `rl/train_attending.py`.
 """
 
 import asyncio
@@ -24,14 +24,15 @@ from transformers import PrinterCallback, ProgressCallback
 from trl import SFTConfig
 
 from rl.chat import text_turns
-from rl.experiment import Experiment, main as run
+from rl.experiment import Experiment
+from rl.experiment import main as run
 from rl.grading import Grading
 from rl.models import freeze_vision, load_processor
 from rl.policy import forget_policies, load_policy
 from rl.rollout import Rollout
 from rl.settings import CONFIGS, Command, Consultations, setting
 from rl.stage import last_checkpoint
-from rl.store import read_traces, write_traces
+from rl.store import read_traces
 from rl.traces import Trace
 from rl.trainer import ImitationTrainer
 from rl.watch import StageProgress
@@ -83,7 +84,7 @@ class Imitating(Experiment):
             else:
                 found = self._own(upstream[self.state.process_index :: self.state.num_processes])
             self.gather_to(path, found)
-        examples = read_traces(path)
+        examples = list(read_traces(path))
         if not examples:
             raise ValueError(f"imitate: no answer of {self.recipe.model!r} was right in {self.recipe.samples} samples")
         return examples
@@ -154,9 +155,7 @@ async def _right(rollout: Rollout, asked: Sequence[Trace], said: Sequence[str]) 
     """The right and well-formed ones among some answers, equal ones of a prompt once."""
     different = dict.fromkeys((trace.case, trace.node, text) for trace, text in zip(asked, said, strict=True))
     traces = {(trace.case, trace.node): trace for trace in asked}
-    ended = [
-        await RIGHT[node].grade(await rollout.finish(traces[case, node], text)) for case, node, text in different
-    ]
+    ended = [await RIGHT[node].grade(await rollout.finish(traces[case, node], text)) for case, node, text in different]
     return [trace for trace in ended if trace.reward == len(trace.rewards)]
 
 

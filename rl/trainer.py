@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
@@ -39,7 +39,7 @@ BLIND_EVERY = 50
 """Optimizer steps between two looks at whether the images matter."""
 
 
-class _PublishedNames:
+class _PublishedNames(Trainer):  # type: ignore[misc]
     """Resumes from weights that are saved under other names than they have in memory."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -83,12 +83,12 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
         kwargs: as `GRPOTrainer`'s, without `reward_funcs` and `train_dataset`.
     """
 
-    def __init__(self, *, environment: Environment, args: GRPOConfig, freeze_vision: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, environment: Environment, args: GRPOConfig, freeze_vision: bool = False, **kwargs: Any
+    ) -> None:
         # TRL's warning of completions that cannot be graded prints the whole case
         logging.getLogger("trl.trainer.grpo_trainer").addFilter(_says_nothing_of_a_case)
-        super().__init__(
-            args=args, reward_funcs=environment.reward, train_dataset=environment.dataset(), **kwargs
-        )
+        super().__init__(args=args, reward_funcs=environment.reward, train_dataset=environment.dataset(), **kwargs)
         if self.entropy_coef != 0.0 and not self.use_adaptive_entropy:
             raise ValueError(f"entropy_coef: {self.entropy_coef} would be added to the gammas; set gammas alone")
         if freeze_vision:

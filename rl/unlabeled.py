@@ -15,14 +15,14 @@ SAMPLES = 8
 """How often the policy is asked alone."""
 
 
-def stratify(traces: Sequence[Trace], policy: PolicyChatModel, rollout: Rollout, max_tokens: int) -> None:
+def stratify(traces: Sequence[Trace], policy: PolicyChatModel, rollout: Rollout, max_tokens: int | None) -> None:
     """Set each trace's tier from its opinions and the policy's own, unadvised answers; no key is looked at.
 
     Args:
         traces: upstream traces that pause before the attending.
         policy: the attending that will be trained.
         rollout: what renders its prompts.
-        max_tokens: as in training.
+        max_tokens: as in training; None: as many as the policy likes.
     """
     node = Attending(rollout.images)
     sampler = policy.model_copy(update={"temperature": 1.0, "max_tokens": max_tokens})
@@ -31,6 +31,8 @@ def stratify(traces: Sequence[Trace], policy: PolicyChatModel, rollout: Rollout,
         batch = [dataclasses.replace(trace, opinions=[]) for trace in traces[start : start + each]]
         asked = [trace for trace in batch for _ in range(SAMPLES)]
         said = sampler.answer([rollout.prompt(trace) for trace in asked])
-        answers = [node.read(str(m.text), trace.given())["decision"]["answer"] for m, trace in zip(said, asked, strict=True)]
+        answers = [
+            node.read(str(m.text), trace.given())["decision"]["answer"] for m, trace in zip(said, asked, strict=True)
+        ]
         for i, trace in enumerate(traces[start : start + each]):
             trace.tier = tier_without_key(trace.opinions, answers[i * SAMPLES : (i + 1) * SAMPLES])

@@ -100,7 +100,9 @@ class Warnings:
                 "unparsed", UNREAD, "of the answers could not be read: does the policy know the format? (rl.train_sft)"
             ),
             "ungraded": self._above(
-                "ungraded", 0.0, "of the completions could not be graded, and teach nothing: see `rewards` in the traces"
+                "ungraded",
+                0.0,
+                "of the completions could not be graded, and teach nothing: see `rewards` in the traces",
             ),
             "images": self._images(),
         }

@@ -69,6 +69,7 @@ class Key:
 class ClinicCase(LabeledCase):
     """A case of the clinic, with what its key says."""
 
+    answer: str
     key: Key | None = None
 
 
