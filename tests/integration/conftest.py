@@ -1,5 +1,6 @@
 """Real parts: the clinic's base model, its images, real TRL steps."""
 
+import asyncio
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from mmedagent_graph.images import ImageStore
+from rl.clinic.doctors import DOCTORS
 from rl.cohort import clinic_cohort
 from rl.policy import PolicyChatModel, load_policy
-from rl.rollout import AttendingRollout, roll_upstream
+from rl.rollout import Rollout, roll_upstream
 from rl.traces import Trace
 
 
@@ -31,10 +33,8 @@ def policy() -> PolicyChatModel:
 
 
 @pytest.fixture(scope="session")
-def rollout(images: ImageStore) -> AttendingRollout:
-    from rl.clinic.doctors import DOCTORS
-
-    return AttendingRollout("clinic:base", DOCTORS, images)
+def rollout(images: ImageStore) -> Rollout:
+    return Rollout(triage="clinic:base", specialists=DOCTORS, images=images)
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +43,12 @@ def cases(images: ImageStore):
 
 
 @pytest.fixture(scope="session")
-def upstream(rollout: AttendingRollout, cases) -> list[Trace]:
+def upstream(rollout: Rollout, cases) -> list[Trace]:
     """What the specialists said of the cases, with tiers."""
-    import asyncio
+    return asyncio.run(roll_upstream(rollout, cases, quiet=True))
 
-    traces: dict[str, Trace] = {}
-    asyncio.run(roll_upstream(rollout, cases, lambda trace: traces.__setitem__(trace.case, trace)))
-    return [traces[case.id] for case in cases]
+
+@pytest.fixture(scope="session")
+def arrivals(rollout: Rollout, cases) -> list[Trace]:
+    """The cases before triage."""
+    return asyncio.run(roll_upstream(rollout, cases, node="triage", quiet=True))
