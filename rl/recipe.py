@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from trl import GRPOConfig, TrlParser
+from trl import GRPOConfig, ModelConfig, TrlParser
 
 from rl.curriculum import TIERS, Stage
 from rl.models import model_string
@@ -62,6 +62,10 @@ class Recipe:
     runs: str = _setting("runs", "Folder of all runs.")
     name: str | None = _setting(None, "The run's folder. Default: made of recipe and seed.")
     resume: bool = _setting(False, "Go on with the run of this name (or the latest).")
+    accelerate: str | None = _setting(
+        None, "Accelerate's file for this recipe's processes, beside the recipe. Default: one process."
+    )
+    gpu_memory: int | None = _setting(None, "GiB of each GPU that the recipe is made for; the dry run compares.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -157,5 +161,5 @@ def _config(arguments: Sequence[str]) -> Path:
 def _parse(arguments: Sequence[str]) -> tuple[Recipe, GRPOConfig]:
     others = [argument for argument in arguments if not argument.startswith("--config=")]
     given = [] if "--config" in others else ["--config", str(_config(arguments))]
-    recipe, settings = TrlParser((Recipe, GRPOConfig)).parse_args_and_config([*given, *others])
+    recipe, settings, _ = TrlParser((Recipe, GRPOConfig, ModelConfig)).parse_args_and_config([*given, *others])
     return recipe, settings

@@ -2,7 +2,7 @@
 
     python -m rl.train_attending                                            # the clinic, on any two cores
     python -m rl.train_attending --cases cases.jsonl --split train          # cases of one's own
-    python -m rl.train_attending --config rl/configs/paper.yaml --cases ... # the paper's settings, for GPUs
+    python -m rl.train_attending --config rl/configs/one_24gb.yaml --cases ...    # a real model, on a GPU
     python -m rl.train_attending --resume                                   # go on with the last run
 
 Writes `runs/<name>/`: `summary.json`, `metrics.jsonl`, `curves.png`, `model/`, and the traces (`upstream-*.jsonl`,
