@@ -49,7 +49,7 @@ def train_stage(environment: Environment, start: Start, out: Path, settings: GRP
     Args:
         environment: its prompts, and where their completions go.
         start: the policy to start from; also the reference of the KL term.
-        out: folder of the stage: `model/` and `rollouts.parquet` when it is finished, and what it needs while it runs.
+        out: folder of the stage: `model/` when it is finished, and what it needs while it runs.
         settings: GRPO's, for this stage.
     """
     state = PartialState()
@@ -77,7 +77,6 @@ def train_stage(environment: Environment, start: Start, out: Path, settings: GRP
     trainer.save_model(str(unfinished))
     state.wait_for_everyone()
     if state.is_main_process:
-        environment.close(out / "rollouts.parquet")
         unfinished.rename(out / "model")
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     state.wait_for_everyone()

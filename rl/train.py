@@ -15,6 +15,7 @@ from rl.store import Rollouts, read_traces
 from rl.traces import Trace
 from rl.unlabeled import stratify
 
+DRY_RUN = "--dry_run"
 OFTEN = 20
 """A stage that draws a tier's cases more often than this is likely to learn them by heart, and says so."""
 
@@ -38,6 +39,8 @@ class Training(Experiment):
             out = self.run.folder / "stages" / stage.name
             if not (out / "model").is_dir():
                 self._train(place, stage, out)
+            Rollouts(out / "rollouts", self.state.process_index).close(out / "rollouts.parquet")
+            self.state.wait_for_everyone()
             self.policies |= dict.fromkeys(stage.nodes, str(out / "model"))
         return [stage.name for stage in stages]
 

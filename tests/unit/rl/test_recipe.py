@@ -31,12 +31,11 @@ def test_every_shipped_recipe_parses(config, tmp_path):
 
 
 def test_the_papers_recipe_says_what_the_paper_says():
-    recipe, settings = read_recipe(["--config", str(CONFIGS / "paper.yaml"), "--use_cpu", "true"])
+    recipe, settings = read_recipe(["--config", str(CONFIGS / "eight_gpus.yaml"), "--use_cpu", "true"])
     assert recipe.gammas == [1e-4, 5e-3, 3e-2]
     assert recipe.betas == [1e-3, 4e-3, 1e-2]
     assert (settings.learning_rate, settings.temperature, settings.num_generations) == (1e-6, 1.0, 8)
-    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps  # in one process
-    assert batch == 128
+    assert settings.per_device_train_batch_size * settings.gradient_accumulation_steps * 8 == 128  # on eight GPUs
     assert [[stage.shares[tier] for tier in TIERS] for stage in recipe.curriculum(-1)] == [
         [1, 0, 0],
         [0, 1, 0],
@@ -111,7 +110,7 @@ REFUSED = {
     "beta": ("--beta 0.25", ["beta", "0.25", "betas"]),
     "entropy_coef": ("--entropy_coef 0.25", ["entropy_coef", "0.25", "gammas"]),
     "adaptive entropy": ("--use_adaptive_entropy true", ["use_adaptive_entropy", "True", "gammas"]),
-    "unknown config": ("--config nowhere.yaml", ["config", "'nowhere.yaml'", "clinic.yaml", "paper.yaml"]),
+    "unknown config": ("--config nowhere.yaml", ["config", "'nowhere.yaml'", "clinic.yaml", "eight_gpus.yaml"]),
     "config, joined": ("--config=nowhere.yaml", ["config", "'nowhere.yaml'", "clinic.yaml"]),
     "unknown flag": ("--learning_speed 3", ["--learning_speed"]),
 }
