@@ -3,6 +3,9 @@
 The answers lie in any LangGraph cache (`SqliteCache(path="answers.db")` is one on disk, which several processes may
 share), under a key of all that an answer depends on: node, model, prompt, image hashes, sampling, and which doctor or
 vote it was, since three doctors with one model are three samples.
+
+Invariant: to callbacks, traces and streams an answer out of the cache is a model call like any other, but that it costs
+no tokens.
 """
 
 import hashlib
@@ -12,9 +15,11 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
 from langgraph.cache.base import BaseCache, FullKey
+from pydantic import Field
 
 NAMESPACE = "mmedagent-graph"
 
@@ -53,6 +58,21 @@ class FrozenAnswers:
         """Keep an answer for good, unless it is empty."""
         if answer.text:
             await self._cache.aset({key: (answer, None)})
+
+
+class Kept(BaseChatModel):
+    """Says once more what a model has answered."""
+
+    answer: BaseMessage = Field(repr=False)  # the repr goes into every trace
+    cache: Any = False  # LangChain's own cache knows nothing of doctors and votes
+
+    @property
+    def _llm_type(self) -> str:
+        return "kept"
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        free = self.answer.model_copy(update={"usage_metadata": None})
+        return ChatResult(generations=[ChatGeneration(message=free)])
 
 
 def _identity(model: Any) -> Any:

@@ -18,7 +18,7 @@ from langchain_core.runnables.base import RunnableBindingBase, coerce_to_runnabl
 from langchain_core.runnables.configurable import DynamicRunnable
 
 from mmedagent_graph.answers import read_answer, read_free_text
-from mmedagent_graph.frozen import FrozenAnswers
+from mmedagent_graph.frozen import FrozenAnswers, Kept
 from mmedagent_graph.models import ChatModel
 from mmedagent_graph.state import NodeUsage, add_usage
 
@@ -88,25 +88,26 @@ class ByModel:
 
     def call(self, state: Any, config: RunnableConfig | None = None) -> Update:
         """Render, ask, read."""
-        messages = self.node.render(state)
+        messages, named = self.node.render(state), _named(config, self.node.name, state)
         if self.frozen is None:
-            return self._update(self.model.invoke(messages, _named(config, self.node.name, state)), state)
+            return self._update(self.model.invoke(messages, named), state)
         key = self.frozen.key(self.node.name, self.model, messages, state)
         if known := self.frozen.get(key):
-            return self._update(known, state, cached=True)
-        answer = self.model.invoke(messages, _named(config, self.node.name, state))
+            return self._update(Kept(answer=known).invoke(messages, named), state, cached=True)
+        answer = self.model.invoke(messages, named)
         self.frozen.keep(key, answer)
         return self._update(answer, state)
 
     async def acall(self, state: Any, config: RunnableConfig | None = None) -> Update:
         """Render, ask, read; the event loop is not held up by images that are read from disk."""
         messages = await asyncio.to_thread(self.node.render, state) if state["images"] else self.node.render(state)
+        named = _named(config, self.node.name, state)
         if self.frozen is None:
-            return self._update(await self.model.ainvoke(messages, _named(config, self.node.name, state)), state)
+            return self._update(await self.model.ainvoke(messages, named), state)
         key = self.frozen.key(self.node.name, self.model, messages, state)
         if known := await self.frozen.aget(key):
-            return self._update(known, state, cached=True)
-        answer = await self.model.ainvoke(messages, _named(config, self.node.name, state))
+            return self._update(await Kept(answer=known).ainvoke(messages, named), state, cached=True)
+        answer = await self.model.ainvoke(messages, named)
         await self.frozen.akeep(key, answer)
         return self._update(answer, state)
 
