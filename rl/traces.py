@@ -1,19 +1,59 @@
 """What happened in one consultation, stored so that it can be graded again without generating again.
 
-Invariant: a trace is plain JSON. Images are references, and the answer key stands beside what was said, never in a
-prompt.
+Invariant: a trace is plain values. Images are references, and the answer key stands beside what was said, never in a
+prompt. What nobody measured is None, never 0.
 """
 
 import dataclasses
-import json
-import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import UUID
 
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
+
+from mmedagent_graph.answers import same_text
 from mmedagent_graph.nodes.attending import attending_input
-from mmedagent_graph.state import AttendingInput, CaseFields, ConsultationState, Decision, Opinion, Referral
+from mmedagent_graph.state import (
+    AttendingInput,
+    CaseFields,
+    ConsultationState,
+    Decision,
+    NodeUsage,
+    Opinion,
+    Referral,
+)
 from rl.datasets import LabeledCase
+
+
+def is_right(answer: str | None, key: str) -> bool:
+    """Whether an answer, as the reader gave it, is the key: the same text after normalisation (exact match)."""
+    return answer is not None and same_text(answer, key)
+
+
+@dataclasses.dataclass
+class NodeCall:
+    """One answer of one model."""
+
+    node: str
+    """The graph's node: `triage`, `specialist`, `attending`, `vote`."""
+    specialty: str | None
+    """Of a specialist."""
+    doctor: int | None
+    """1-based number of a specialist."""
+    vote: int | None
+    """1-based number of an attending's vote."""
+    model: str | None
+    """The model's name, as its answer tells it, or else LangChain."""
+    text: str
+    prompt_ids: list[int] | None
+    """The tokens of the prompt, and of the completion, where the model gives them."""
+    completion_ids: list[int] | None
+    logprobs: list[float] | None
+    """Of the completion's tokens."""
+    finish: str | None
+    """Why it ended: `stop`, or `length` where it was cut off."""
 
 
 @dataclasses.dataclass
@@ -25,25 +65,48 @@ class Trace:
     question: str
     options: list[str]
     images: list[str]
-    """References into the run's image store."""
+    """References into the run's image store: hashes of their bytes."""
     context: str | None
-    answer: str
-    """The key: the right option's text, or the right free text."""
+    answer: str | None
+    """The key: the right option's text, or the right free text; None where the case has no key."""
     specialty: str | None = None
     """The triage label."""
     referral: Referral | None = None
     opinions: list[Opinion] = dataclasses.field(default_factory=list)
     decision: Decision | None = None
+    usage: dict[str, NodeUsage] = dataclasses.field(default_factory=dict)
+    calls: list[NodeCall] = dataclasses.field(default_factory=list)
+    """What the frozen nodes' models said, in the order in which they ended."""
     node: str = ""
     """The node under training, whose completion follows."""
     text: str | None = None
     """That node's completion, as the model wrote it."""
-    usage: dict[str, Any] = dataclasses.field(default_factory=dict)
+    prompt_ids: list[int] | None = None
+    """The tokens of its prompt, and of the completion, exactly as the policy saw them."""
+    completion_ids: list[int] | None = None
+    logprobs: list[float] | None = None
+    """Of the completion's tokens, under the policy that wrote them."""
+    finish: str | None = None
+    """Why it ended: `stop`, or `length` where it was cut off."""
+    policy: str | None = None
+    """Which version of the policy wrote it, such as `2-medium@37`."""
+    step: int | None = None
+    """The stage's optimizer step, from 1, that it was sampled for."""
     tier: str | None = None
-    rewards: dict[str, float] = dataclasses.field(default_factory=dict)
+    rewards: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    """What each grader gave, without its weight; None: it could not grade the trace."""
+    reward: float | None = None
+    """The weighted sum; None: not graded, or it cannot be."""
 
     @classmethod
-    def of(cls, case: LabeledCase, state: dict[str, Any], node: str = "", text: str | None = None) -> "Trace":
+    def of(
+        cls,
+        case: LabeledCase,
+        state: Mapping[str, Any],
+        node: str = "",
+        text: str | None = None,
+        calls: Iterable[NodeCall] = (),
+    ) -> "Trace":
         """The trace of a case from the state that its consultation has reached."""
         return cls(
             case=case.id,
@@ -53,9 +116,10 @@ class Trace:
             referral=state.get("referral"),
             opinions=list(state.get("opinions", [])),
             decision=state.get("decision"),
+            usage=dict(state.get("usage", {})),
+            calls=list(calls),
             node=node,
             text=text,
-            usage=dict(state.get("usage", {})),
         )
 
     def fields(self) -> CaseFields:
@@ -76,79 +140,78 @@ class Trace:
         """What the attending was given."""
         return attending_input(self.state())
 
+    @property
+    def decided(self) -> str | None:
+        """The consultation's answer; None where it was unreadable, or there is no decision yet."""
+        return self.decision["answer"] if self.decision else None
 
-def append_traces(path: Path, traces: Iterable[Trace]) -> None:
-    """Append traces to a JSONL file, one a line."""
-    _append(path, (dataclasses.asdict(trace) for trace in traces))
+    @property
+    def right(self) -> bool | None:
+        """Whether that is the key; None where there is no key or no decision."""
+        if self.answer is None or self.decision is None:
+            return None
+        return is_right(self.decided, self.answer)
 
-
-def read_traces(path: Path) -> Iterator[Trace]:
-    """The traces of a JSONL file."""
-    return (Trace(**row) for row in _rows(path))
-
-
-@dataclasses.dataclass
-class Completion:
-    """One completion of the node under training; with its upstream trace it is the whole trace again."""
-
-    case: str
-    step: int
-    """The stage's optimizer step, from 1, that it was sampled for."""
-    text: str
-    answer: str | None
-    """The consultation's answer."""
-    rewards: dict[str, float]
-    tier: str | None
-
-    @classmethod
-    def of(cls, trace: Trace, step: int) -> "Completion":
-        """What a graded trace adds to its upstream."""
-        answer = trace.decision["answer"] if trace.decision else None
-        return cls(trace.case, step, str(trace.text), answer, trace.rewards, trace.tier)
+    @property
+    def ungraded(self) -> list[str]:
+        """The graders that could not grade it."""
+        return [grader for grader, value in self.rewards.items() if value is None]
 
 
-def append_completions(path: Path, completions: Iterable[Completion]) -> None:
-    """Append completions to a JSONL file, one a line."""
-    _append(path, (dataclasses.asdict(completion) for completion in completions))
+class CallRecorder(BaseCallbackHandler):
+    """Collects what the models of a consultation say: `graph.ainvoke(case, {"callbacks": [recorder]})`.
+
+    Attributes:
+        calls: in the order in which they ended. A call that failed is none.
+    """
+
+    run_inline = True  # an async graph would hand each event to a thread, and lose their order
+
+    def __init__(self) -> None:
+        self.calls: list[NodeCall] = []
+        self._begun: dict[UUID, Mapping[str, Any]] = {}
+
+    def on_chat_model_start(
+        self,
+        serialized: dict[str, Any],
+        messages: list[list[BaseMessage]],
+        *,
+        run_id: UUID,
+        metadata: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """A call begins: who asks stands in its metadata."""
+        self._begun[run_id] = metadata or {}
+
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
+        """A call has ended."""
+        asked, said = self._begun.pop(run_id, {}), response.generations[0][0]
+        if isinstance(said, ChatGeneration):
+            self.calls.append(_call(asked, said.message))
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
+        """A call has failed."""
+        self._begun.pop(run_id, None)
 
 
-def read_completions(path: Path) -> Iterator[Completion]:
-    """The completions of a JSONL file."""
-    return (Completion(**row) for row in _rows(path))
+def _call(asked: Mapping[str, Any], message: BaseMessage) -> NodeCall:
+    told = message.response_metadata
+    return NodeCall(
+        node=asked.get("langgraph_node", ""),
+        specialty=asked.get("specialty"),
+        doctor=asked.get("doctor"),
+        vote=asked.get("vote"),
+        model=told.get("model_name") or asked.get("ls_model_name"),
+        text=str(message.text),
+        prompt_ids=told.get("prompt_token_ids"),
+        completion_ids=told.get("token_ids"),
+        logprobs=_logprobs(told.get("logprobs")),
+        finish=told.get("finish_reason"),
+    )
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop the rows of a JSONL file whose `step` is beyond a checkpoint's: the resumed run will write them again."""
-    if path.exists():
-        kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(path) if row["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
-
-
-def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with path.open("ab+") as file:
-        whole = _end_of_last_line(file)
-        if whole < file.seek(0, os.SEEK_END):  # a killed run stopped in the middle of a line
-            file.truncate(whole)
-        file.write(text.encode())
-
-
-def _end_of_last_line(file: BinaryIO) -> int:
-    """The length of a file up to its last line break."""
-    end = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - 65536)
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file; a last line that a killed run left unfinished is passed over."""
-    if path.exists():
-        with path.open("rb") as file:
-            yield from (json.loads(line) for line in file if line.endswith(b"\n"))
+def _logprobs(told: Any) -> list[float] | None:
+    """Log-probabilities as a list; OpenAI's API has them inside one mapping for each token."""
+    if isinstance(told, Mapping):
+        return [token["logprob"] for token in told.get("content") or []]
+    return None if told is None else list(told)
