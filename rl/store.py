@@ -1,0 +1,239 @@
+"""Traces in Parquet: the columns are the fields of a `Trace`.
+
+    traces = list(read_traces("runs/latest"))
+    frame = load_frame("runs/latest")                                          # pandas
+    load_dataset("parquet", data_files="runs/latest/**/*.parquet")             # Hugging Face
+
+Invariant: a file is complete or not there, and what is read from it is what was written: None stays None, and an empty
+list an empty list.
+"""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, List, Value
+
+from mmedagent_graph.state import NodeUsage
+from rl.traces import NodeCall, Trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEXT, COUNT, TOKEN, NUMBER = Value("string"), Value("int64"), Value("int32"), Value("float64")
+REFERRAL = {"specialty": TEXT, "reasoning": TEXT}
+OPINION = {"specialty": TEXT, "doctor": TOKEN, "answer": TEXT, "index": TOKEN, "reasoning": TEXT, "error": TEXT}
+DECISION = {
+    "answer": TEXT,
+    "index": TOKEN,
+    "reasoning": TEXT,
+    "agreement": NUMBER,
+    "entropy": NUMBER,
+    "opinions": TOKEN,
+    "votes": TOKEN,
+    "tally": List({"answer": TEXT, "index": TOKEN, "votes": TOKEN}),
+    "confidence": NUMBER,
+    "abstained": Value("bool"),
+    "review": TEXT,
+}
+SAID = {"text": TEXT, "prompt_ids": List(TOKEN), "completion_ids": List(TOKEN), "logprobs": List(NUMBER)}
+CALL = {"node": TEXT, "specialty": TEXT, "doctor": TOKEN, "vote": TOKEN, "model": TEXT, **SAID, "finish": TEXT}
+USAGE = {"node": TEXT, "calls": COUNT, "cached": COUNT, "input_tokens": COUNT, "output_tokens": COUNT}
+FEATURES = Features(
+    {
+        "case": TEXT,
+        "question": TEXT,
+        "options": List(TEXT),
+        "images": List(TEXT),
+        "context": TEXT,
+        "answer": TEXT,
+        "specialty": TEXT,
+        "referral": REFERRAL,
+        "opinions": List(OPINION),
+        "decision": DECISION,
+        "usage": List(USAGE),
+        "calls": List(CALL),
+        "node": TEXT,
+        **SAID,
+        "finish": TEXT,
+        "policy": TEXT,
+        "step": COUNT,
+        "tier": TEXT,
+        "rewards": List({"grader": TEXT, "value": NUMBER}),
+        "reward": NUMBER,
+    }
+)
+"""What `datasets` and every other reader of Parquet sees. Runs have graders of their own, so `rewards` is a list."""
+SCHEMA: pa.Schema = FEATURES.arrow_schema
+SUFFIX = ".parquet"
+PART = re.compile(r"step-(\d+)-rank\d+\.parquet")
+WRITTEN = {"compression": "zstd", "use_dictionary": False}
+"""Token ids hardly repeat: dictionaries of them take time and room."""
+TOGETHER = 32
+"""Parts that become one row group: small ones make a file slow to open."""
+ROWS = 256
+"""Rows that are turned into Python values at a time."""
+
+
+def write_traces(path: Path, traces: Iterable[Trace]) -> None:
+    """Write traces to a Parquet file, over the one that may be there."""
+    table = pa.Table.from_pylist([_row(trace) for trace in traces], schema=SCHEMA)
+    with _writing(path) as unfinished:
+        pq.write_table(table, unfinished, **WRITTEN)
+
+
+def read_traces(path: str | Path) -> Iterator[Trace]:
+    """The traces of a Parquet file, or of all below a folder in the order of their names.
+
+    Raises:
+        ValueError: naming the file, if there is none, or its columns are not those of traces.
+    """
+    files = _files(Path(path))
+    for file in files:  # all are looked at before the first trace is handed over
+        _opened(file).close()
+    return (trace for file in files for trace in _read(file))
+
+
+def load_frame(path: str | Path) -> "pd.DataFrame":
+    """Traces as a pandas table, one row a trace, for people.
+
+    The columns are those of `FEATURES`, but `referral` is the specialty alone, and `rewards` is a column
+    `reward/<grader>` for each grader. Two more: `decided`, the decision's answer, and `right`, whether that is the key.
+
+    Raises:
+        ValueError: as `read_traces`.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame([_flat(trace) for trace in read_traces(path)])
+    # pandas averages what has gaps, or nothing but gaps, only where it is told the type
+    types = {name: "float64" for name in map(str, frame) if name.startswith("reward")}
+    return frame.astype({**types, "right": "boolean"} if len(frame) else types)
+
+
+class Rollouts:
+    """The rollouts of one stage as they are made: a part file for each step and process, one file in the end.
+
+    What a killed run leaves does no harm: a part is complete or not there, and a resumed run forgets what came after
+    its checkpoint.
+
+    Args:
+        folder: where the parts are kept; nothing else is.
+        rank: the process's number. Only process 0 forgets and closes.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder, self.rank = folder, rank
+        self._step, self._traces = 0, list[Trace]()
+
+    def add(self, step: int, traces: Iterable[Trace]) -> None:
+        """Write the traces of an optimizer step; what this process adds to the same step again joins them."""
+        if step != self._step:
+            self._step, self._traces = step, []
+        self._traces += traces
+        write_traces(self.folder / f"step-{step:06}-rank{self.rank}{SUFFIX}", self._traces)
+
+    def forget_after(self, step: int) -> None:
+        """Delete what came after a checkpoint's step, of all processes: they are to wait until it is done."""
+        for part in self._parts() if self.rank == 0 else []:
+            if _step_of(part) > step:
+                part.unlink()
+
+    def close(self, path: Path) -> None:
+        """Make one file of the parts of all processes, and remove them; killed at any point, it can be called again.
+
+        Every process must have added its last traces. Without any part nothing is written.
+        """
+        if self.rank != 0:
+            return
+        merged = self.folder.with_name(f"{self.folder.name}.merged")
+        if parts := self._parts():
+            with _writing(path) as unfinished, pq.ParquetWriter(unfinished, SCHEMA, **WRITTEN) as writer:
+                for start in range(0, len(parts), TOGETHER):
+                    writer.write_table(pa.concat_tables(map(_whole, parts[start : start + TOGETHER])))
+            shutil.rmtree(merged, ignore_errors=True)
+            self.folder.rename(merged)  # at once: what a kill left of the parts would be taken for all of them
+        shutil.rmtree(merged, ignore_errors=True)
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob(f"step-*{SUFFIX}"), key=lambda part: (_step_of(part), part.name))
+
+
+def _step_of(part: Path) -> int:
+    match = PART.fullmatch(part.name)
+    if match is None:
+        raise ValueError(f"{part}: not a part of this run's rollouts; their names are like step-000012-rank0{SUFFIX}")
+    return int(match[1])
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """A path beside a file, to write to; the file takes its place in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.part")
+    yield unfinished
+    unfinished.replace(path)
+
+
+def _files(path: Path) -> list[Path]:
+    files = [path] if path.is_file() else sorted(path.rglob(f"*{SUFFIX}"))
+    if not files:
+        raise ValueError(
+            f"traces: no {SUFFIX} file at {str(path)!r}; give a file of traces, or a folder that holds some"
+        )
+    return files
+
+
+def _opened(file: Path) -> pq.ParquetFile:
+    try:
+        parquet = pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file}: not a Parquet file ({error})") from error
+    found = {field.name: field.type for field in parquet.schema_arrow}
+    expected = {field.name: field.type for field in SCHEMA}
+    if found != expected:
+        wrong = sorted(name for name in found | expected if found.get(name) != expected.get(name))
+        raise ValueError(
+            f"{file}: these columns are not as in a file of traces: {', '.join(wrong)}; see rl.store.FEATURES"
+        )
+    return parquet
+
+
+def _whole(file: Path) -> pa.Table:
+    with _opened(file) as parquet:
+        return parquet.read()
+
+
+def _read(file: Path) -> Iterator[Trace]:
+    with _opened(file) as parquet:  # a stage has more parts than a process may have open files
+        for batch in parquet.iter_batches(ROWS):
+            yield from map(_trace, batch.to_pylist())
+
+
+def _row(trace: Trace) -> dict[str, Any]:
+    return {
+        **vars(trace),
+        "usage": [{"node": node, **spent} for node, spent in trace.usage.items()],
+        "calls": [vars(call) for call in trace.calls],
+        "rewards": [{"grader": grader, "value": value} for grader, value in trace.rewards.items()],
+    }
+
+
+def _trace(row: dict[str, Any]) -> Trace:
+    usage = {spent.pop("node"): cast(NodeUsage, spent) for spent in row.pop("usage")}
+    calls = [NodeCall(**call) for call in row.pop("calls")]
+    rewards = {graded["grader"]: graded["value"] for graded in row.pop("rewards")}
+    return Trace(**row, usage=usage, calls=calls, rewards=rewards)
+
+
+def _flat(trace: Trace) -> dict[str, Any]:
+    row = _row(trace)
+    del row["rewards"]
+    referral = trace.referral["specialty"] if trace.referral else None
+    rewards = {f"reward/{grader}": value for grader, value in trace.rewards.items()}
+    return {**row, "referral": referral, "decided": trace.decided, "right": trace.right, **rewards}
