@@ -172,19 +172,11 @@ def parse(command: Command, arguments: Sequence[str], processes: int | None = No
     Raises:
         ValueError: naming the option and its value.
     """
-    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    named.add_argument("--config")
-    flags = named.parse_known_args(arguments)[1]
-    file = config_file(command, arguments)
-    given = yaml.safe_load(file.read_text()) or {}
-    if not isinstance(given, dict):
-        raise ValueError(f"config: {str(file)!r} is not a YAML mapping of options to values")
     trainer = command.trainer
     if processes:
         trainer = type(trainer.__name__, (trainer,), {"world_size": property(lambda _: processes)})
-    return Settings(
-        *_Parser((command.recipe, trainer, ModelConfig)).parse_args_into_dataclasses([*_flags(given), *flags])
-    )
+    parser = _Parser((command.recipe, trainer, ModelConfig))
+    return Settings(*parser.parse_args_into_dataclasses(flags_of(command, arguments)))
 
 
 class _Parser(TrlParser):  # type: ignore[misc]
@@ -197,11 +189,20 @@ class _Parser(TrlParser):  # type: ignore[misc]
         raise ValueError(message)
 
 
-def _flags(given: dict[str, Any]) -> list[str]:
-    """The options of a YAML file as flags: as defaults, which is how TRL reads it, its values would have no type."""
+def flags_of(command: Command, arguments: Sequence[str]) -> list[str]:
+    """A recipe file's options as flags, and those of the command line, which win.
+
+    As defaults, which is how TRL reads a file, its values would have no type.
+    """
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--config")
+    file = config_file(command, arguments)
+    given = yaml.safe_load(file.read_text()) or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"config: {str(file)!r} is not a YAML mapping of options to values")
     flags = []
     for name, value in given.items():
         if value is not None:
             values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
             flags += [f"--{name}", *(str(one).lower() if isinstance(one, bool) else str(one) for one in values)]
-    return flags
+    return [*flags, *named.parse_known_args(arguments)[1]]

@@ -11,12 +11,23 @@ from transformers import AutoModelForImageTextToText
 from trl import GRPOConfig, ModelConfig, get_peft_config
 
 from rl import dry_run
-from rl.dry_run import check, parse, report, shipped, table
+from rl.dry_run import report, shipped, table
 from rl.launch import Launch, read_launch
 from rl.memory import GIB, Load, Part, activations, block_bytes, cache_bytes, layer_bytes, peak, states
 from rl.models import BASE
-from rl.recipe import CONFIGS
+from rl.settings import CONFIGS
 from rl.shapes import PUBLISHED, image_patches, meta_policy, policy_config
+from rl.train_attending import COMMAND
+
+
+def check(config: Path, *flags: str) -> dry_run.Checked:
+    return dry_run.check(COMMAND, ["--config", str(config), *flags])
+
+
+def parse(config: Path, *flags: str) -> tuple:
+    settings, launch = dry_run.parse(COMMAND, ["--config", str(config), *flags])
+    return settings.trainer, launch
+
 
 LANGUAGE = [r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"]
 QWEN_3B, QWEN_7B = PUBLISHED
@@ -250,7 +261,7 @@ def test_the_report_has_parameters_memory_tokens_and_steps(checked):
 
 
 def test_the_readme_shows_the_table_as_it_is_printed(checked, capsys, monkeypatch):
-    monkeypatch.setattr(dry_run, "check", lambda path: checked[path.stem])
+    monkeypatch.setattr(dry_run, "check", lambda command, arguments: checked[Path(arguments[1]).stem])
     dry_run.main([])
     printed = capsys.readouterr().out.strip()
     assert printed == table(list(checked.values()))
@@ -298,7 +309,7 @@ REFUSED = {
     "an impossible batch": ("eight_gpus", {"num_generations": 12}, ["generation_batch_size (128)", "(12)"]),
     "a loss": ("one_24gb", {"loss_type": "ppo"}, ["loss_type", "'ppo'", "dapo"]),
     "a mode": ("one_80gb", {"vllm_mode": "beside"}, ["vllm_mode", "'beside'", "colocate"]),
-    "another name for the policy": ("one_24gb", {"model_name_or_path": "x"}, ["model_name_or_path", "`model`"]),
+    "another name for the policy": ("one_24gb", {"model_name_or_path": "x"}, ["model_name_or_path", "--model"]),
     "no adapters in 4 bits": ("one_24gb", {"use_peft": False, "load_in_4bit": True}, ["load_in_4bit", "use_peft"]),
     "no target": ("one_24gb", {"lora_target_modules": None}, ["lora_target_modules", "None"]),
     "no such target": ("one_24gb", {"lora_target_modules": ["nope"]}, ["lora_target_modules", "nope"]),
@@ -328,14 +339,14 @@ def test_what_cannot_work_is_refused_by_name(own, name, changes, named):
 
 def test_flags_win_over_the_file_and_are_checked_alike():
     config = CONFIGS / "one_24gb.yaml"
-    assert parse(config, ["--learning_rate", "0.5"])[1].learning_rate == 0.5
+    assert parse(config, "--learning_rate", "0.5")[0].learning_rate == 0.5
     with pytest.raises(ValueError, match="--learning_rat"):
-        parse(config, ["--learning_rat", "0.5"])  # no abbreviations: TRL would take it for one of learning_rate
+        parse(config, "--learning_rat", "0.5")  # no abbreviations: TRL would take it for one of learning_rate
 
 
 def test_the_batch_is_that_of_all_processes():
-    assert parse(CONFIGS / "two_nodes.yaml")[1].generation_batch_size == 128
-    assert parse(CONFIGS / "two_nodes.yaml", ["--accelerate", "accelerate/eight_gpus.yaml"])[3].processes == 8
+    assert parse(CONFIGS / "two_nodes.yaml")[0].generation_batch_size == 128
+    assert parse(CONFIGS / "two_nodes.yaml", "--accelerate", "accelerate/eight_gpus.yaml")[1].processes == 8
 
 
 WRONG = {
