@@ -4,10 +4,12 @@ Invariant: a stage is a function of its start folder, its prompts and its settin
 last checkpoint; finished, its model folder is complete (it is renamed into place).
 """
 
+import gc
 import json
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
@@ -76,6 +78,9 @@ def train_stage(environment: Environment, start: Start, out: Path, settings: GRP
     unfinished = out / "model.part"
     trainer.save_model(str(unfinished))
     state.wait_for_everyone()
+    del trainer  # its weights and optimizer make room for the next stage's
+    gc.collect()
+    torch.cuda.empty_cache()
     if state.is_main_process:
         unfinished.rename(out / "model")
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
