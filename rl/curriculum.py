@@ -125,12 +125,10 @@ def _deck(traces: Sequence[Trace], rng: np.random.Generator) -> Iterator[Trace]:
 
 def _interleaved(shares: Mapping[str, float]) -> Iterator[str]:
     """The keys without end, each as often as its share says, as evenly spread as can be."""
-    owed, total = dict.fromkeys(shares, 0.0), sum(shares.values())
-    while True:
-        for key, share in shares.items():
-            owed[key] += share / total
-        key = max(owed, key=owed.__getitem__)
-        owed[key] -= 1
+    taken, total = dict.fromkeys(shares, 0), sum(shares.values())
+    for drawn in itertools.count(1):  # not summed up: rounding errors would decide between equal shares
+        key = max(shares, key=lambda key: shares[key] * drawn - total * taken[key])
+        taken[key] += 1
         yield key
 
 

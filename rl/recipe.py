@@ -4,6 +4,7 @@ Invariant: what cannot work is refused here, when the settings are read, and not
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,8 +136,10 @@ class Recipe(Consultations):
         if min(self.stage_steps) < 0 or not sum(self.stage_steps):
             raise ValueError(f"stage_steps: {self.stage_steps}; steps are 0 or more, with at least one in all")
         weights, each = (len(TIERS), ", ".join(TIERS)) if self.gamma_by == "tier" else (len(self.stages), "the stages")
-        if len(self.gammas) != weights or not all(gamma >= 0 for gamma in (*self.gammas, self.triage_gamma)):
+        if len(self.gammas) != weights or not all(gamma >= 0 for gamma in self.gammas):
             raise ValueError(f"gammas: {self.gammas}; give one weight, 0 or more, for each of {each}")
+        if not self.triage_gamma >= 0:
+            raise ValueError(f"triage_gamma: {self.triage_gamma}; an entropy weight is 0 or more")
         for shares in self._tier_shares():
             if shares and (min(shares.values()) < 0 or sum(shares.values()) <= 0):
                 raise ValueError(
@@ -202,12 +205,9 @@ class Recipe(Consultations):
 
 def _turns(stage: Stage) -> list[Stage]:
     """A stage of several nodes as one stage for each, its steps shared out."""
-    total = sum(stage.nodes.values())
     return [
-        dataclasses.replace(
-            stage, name=f"{stage.name}-{node}", steps=round(stage.steps * share / total), nodes={node: 1.0}
-        )
-        for node, share in stage.nodes.items()
+        dataclasses.replace(stage, name=f"{stage.name}-{node}", steps=steps, nodes={node: 1.0})
+        for node, steps in zip(stage.nodes, _shared_out(stage.steps, list(stage.nodes.values())), strict=True)
     ]
 
 
@@ -215,10 +215,15 @@ def _capped(stages: list[Stage], max_steps: int) -> list[Stage]:
     """The stages with at most so many steps in all, where that is above 0; those that are left without any go."""
     total = sum(stage.steps for stage in stages)
     if 0 < max_steps < total:
-        ends = [round(sum(stage.steps for stage in stages[: i + 1]) * max_steps / total) for i in range(len(stages))]
-        steps = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        stages = [dataclasses.replace(stage, steps=n) for stage, n in zip(stages, steps, strict=True)]
+        shared = _shared_out(max_steps, [stage.steps for stage in stages])
+        stages = [dataclasses.replace(stage, steps=steps) for stage, steps in zip(stages, shared, strict=True)]
     return [stage for stage in stages if stage.steps > 0]
+
+
+def _shared_out(steps: int, shares: Sequence[float]) -> list[int]:
+    """So many steps in these shares; they add up, whatever is rounded."""
+    ends = [round(steps * end / sum(shares)) for end in itertools.accumulate(shares)]
+    return [end - start for start, end in itertools.pairwise([0, *ends])]
 
 
 def prompts_of(stage: Stage, trainer: GRPOConfig) -> int:

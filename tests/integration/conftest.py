@@ -11,7 +11,7 @@ import torch
 from mmedagent_graph.images import ImageStore
 from rl.cohort import clinic_cohort
 from rl.policy import PolicyChatModel, load_policy
-from rl.rollout import AttendingRollout, roll_upstream
+from rl.rollout import Rollout, roll_upstream
 from rl.traces import Trace
 
 
@@ -31,10 +31,10 @@ def policy() -> PolicyChatModel:
 
 
 @pytest.fixture(scope="session")
-def rollout(images: ImageStore) -> AttendingRollout:
+def rollout(images: ImageStore) -> Rollout:
     from rl.clinic.doctors import DOCTORS
 
-    return AttendingRollout("clinic:base", DOCTORS, images)
+    return Rollout(triage="clinic:base", specialists=DOCTORS, images=images)
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +43,8 @@ def cases(images: ImageStore):
 
 
 @pytest.fixture(scope="session")
-def upstream(rollout: AttendingRollout, cases) -> list[Trace]:
+def upstream(rollout: Rollout, cases) -> list[Trace]:
     """What the specialists said of the cases, with tiers."""
     import asyncio
 
-    traces: dict[str, Trace] = {}
-    asyncio.run(roll_upstream(rollout, cases, lambda trace: traces.__setitem__(trace.case, trace)))
-    return [traces[case.id] for case in cases]
+    return asyncio.run(roll_upstream(rollout, cases))

@@ -125,7 +125,7 @@ def trainer_of(traces, rollout, folder):
 
 def logprobs_of(trainer, prompt, completion, fields):
     """What the trainer makes of a completion, token by token."""
-    images = {name: value for name, value in fields.items() if name in ("pixel_values", "image_grid_thw")}
+    images = {name: torch.as_tensor(fields[name]) for name in ("pixel_values", "image_grid_thw")}
     ids = torch.tensor([[*prompt, *completion]])
     kinds = (ids == trainer.processing_class.image_token_id).long()
     images |= {"mm_token_type_ids": kinds, "num_images": [len(images["image_grid_thw"])]}

@@ -9,8 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import rl
-from rl.cohort import hold_out, own_cohort
+from rl.cohort import cohorts, hold_out, own_cohort, shared_images
 from rl.datasets import LabeledCase, read_cases
+from rl.recipe import Recipe
 
 VQA_RAD = Path(rl.__file__).parents[1].parent / "shared" / "data" / "vqa_rad" / "cases.jsonl"
 ROW = {"question": "Is it?", "answer": "yes", "options": ["yes", "no"]}
@@ -68,7 +69,6 @@ WRONG = {
     "no question": ({"answer": "yes"}, ["question", "None"]),
     "blank question": ({**ROW, "question": "  "}, ["question", "'  '"]),
     "no answer": ({"question": "Is it?", "options": ["yes", "no"]}, ["answer", "None"]),
-    "answer is null": ({**ROW, "answer": None}, ["answer", "None"]),
     "answer is a number": ({**ROW, "answer": 1}, ["answer", "1", "text"]),
     "answer is no option": ({**ROW, "answer": "maybe"}, ["answer", "'maybe'", "'yes', 'no'"]),
     "answer is a letter": ({**ROW, "answer": "A"}, ["answer", "'A'", "'yes', 'no'"]),
@@ -153,15 +153,54 @@ def test_where_there_are_options_the_key_is_one_of_many():
 
 def test_free_text_is_skipped_and_counted_or_kept(jsonl):
     path = jsonl(ROW, {"question": "Where?", "answer": "left"}, ROW)
-    skipped, kept = own_cohort(path, None, "skip"), own_cohort(path, None, "exact_match")
+    skipped, kept = own_cohort(path, None, "skip"), own_cohort(path, None, "grade")
     assert ([case.id for case in skipped.cases], skipped.skipped) == (["own-1", "own-3"], 1)
     assert (len(kept.cases), kept.skipped) == (3, 0)
-    with pytest.raises(ValueError, match=r"cases: .*own\.jsonl.*--free_text exact_match"):
+    with pytest.raises(ValueError, match=r"cases: .*own\.jsonl.*--free_text grade"):
         own_cohort(jsonl({"question": "Where?", "answer": "left"}), None, "skip")
+
+
+def test_a_case_without_a_key_says_so(jsonl):
+    """And is taken only where tiers need no key; a missing `answer` is a mistake all the same."""
+    path = jsonl(ROW, {**ROW, "answer": None}, {"question": "Where?", "answer": None})
+    assert [case.answer for case in read_cases(path)] == ["yes", None, None]
+    assert [case.answer for case in own_cohort(path, None, "skip", keyless=True).cases] == ["yes", None]
+    with pytest.raises(ValueError, match=r"cases: 2 rows have no answer key \('own-2' first\).*--tiers disagreement"):
+        own_cohort(path, None, "skip")
 
 
 def case(number, images):
     return LabeledCase(str(number), "Is it?", "yes", ["yes", "no"], [Path(f"/{image}.png") for image in images])
+
+
+def settings_of(path, **fields):
+    return Recipe(cases=str(path), **fields)
+
+
+def test_a_recipe_says_who_is_trained_on_and_who_is_held_out(jsonl, tmp_path, images, capsys):
+    touch(*(tmp_path / f"{i}.png" for i in range(6)))
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(b"picture %d" % (i % 5))  # 0 and 5 are one picture
+    path = jsonl(*({**ROW, "image": f"{i}.png", "split": "train" if i < 4 else "test"} for i in range(6)))
+    learn, held, skipped = cohorts(settings_of(path, split="train", eval_split="test"), 0, images)
+    assert ([case.id for case in learn], [case.id for case in held]) == (
+        ["own-1", "own-2", "own-3", "own-4"],
+        ["own-5", "own-6"],
+    )
+    assert skipped == 0
+    assert "note: 1 images are in both train and test" in capsys.readouterr().out
+    learn, held, _ = cohorts(settings_of(path, split="train", holdout=0.3), 0, images)
+    assert (len(learn), len(held)) == (3, 1)
+    assert "note" not in capsys.readouterr().out
+
+
+def test_the_same_picture_under_two_names_is_held_out_as_one(jsonl, tmp_path):
+    for i in range(8):
+        (tmp_path / f"{i}.png").write_bytes(b"picture %d" % (i % 4))
+    cases = read_cases(jsonl(*({**ROW, "image": f"{i}.png"} for i in range(8))))
+    learn, held = hold_out(cases, 0.5, seed=0)
+    assert shared_images(learn, held) == 0
+    assert len(learn) == len(held) == 4
 
 
 def images_of(cases):

@@ -1,9 +1,11 @@
 """Intervals against hand-worked values; the figures of the tiers add up."""
 
+import json
 from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
+from fakes import answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
@@ -11,8 +13,21 @@ from langchain_core.messages import AIMessage
 from rl.cohort import Cohort
 from rl.curriculum import TIERS
 from rl.datasets import LabeledCase
-from rl.evaluate import by_tier, decide, decided, evaluate, interval, print_table, unparsed
-from rl.rollout import AttendingRollout
+from rl.evaluate import (
+    BATCH,
+    by_tier,
+    decide,
+    decided,
+    evaluate,
+    interval,
+    print_confusion,
+    print_table,
+    referred,
+    unparsed,
+)
+from rl.policy import PolicyChatModel
+from rl.rollout import Rollout
+from rl.store import read_traces
 
 EPSILON = 1e-12
 
@@ -51,11 +66,11 @@ def test_an_interval_holds_its_share_and_narrows(n, data):
     assert figure["low"] == pytest.approx(1 - mirrored["high"], abs=1e-9)
 
 
-answers = st.sampled_from(["cyst", "scar", None])
+said = st.sampled_from(["cyst", "scar", None])
 
 
 @settings(deadline=None)
-@given(rows=st.lists(st.tuples(st.sampled_from(TIERS), answers), max_size=30))
+@given(rows=st.lists(st.tuples(st.sampled_from(TIERS), said), max_size=30))
 def test_the_tiers_add_up(trace, rows):
     traces = [trace(tier=tier, decision=answer and {"answer": answer}) for tier, answer in rows]
     figures = by_tier(traces, decided(traces))
@@ -89,51 +104,113 @@ def test_the_table_says_accuracy_in_percent_with_its_interval(capsys):
     assert "hard (n=0)" in shown
 
 
-class Fake:
-    """Answers by the question, and counts its batches."""
+class Fake(PolicyChatModel):
+    """A policy that answers by the question, and counts its batches."""
 
-    max_batch = 2
-
-    def __init__(self):
-        self.batches = []
+    batches: list = []  # noqa: RUF012 (a pydantic field)
+    rooms: list = []  # noqa: RUF012
 
     def answer(self, prompts):
         self.batches.append(len(prompts))
+        self.rooms.append(self.max_tokens)
+        told = {"prompt_token_ids": [1, 2], "token_ids": [3], "finish_reason": "stop"}
         return [
-            AIMessage("<answer>" + ("cyst" if "no. 1" in prompt[1].text else "scar") + "</answer>")
+            AIMessage(f"<answer>{'cyst' if 'no. 1' in prompt[1].text else 'scar'}</answer>", response_metadata=told)
             for prompt in prompts
         ]
+
+
+def fake():
+    return Fake(model_name="fake", model=None, processor=None, batches=[], rooms=[])
 
 
 def specialist(state):
     return {"answer": "cyst"} if state["doctor"] < 3 or "no. 1" in state["question"] else {"answer": "scar"}
 
 
+def triage(state):
+    return {"specialty": "Radiologist"}
+
+
 @pytest.fixture
 def rollout(images):
-    return AttendingRollout(lambda state: {"specialty": "Radiologist"}, specialist, images)
+    return Rollout(triage=triage, specialists=specialist, images=images)
 
 
 async def test_the_policy_decides_in_batches_and_in_order(rollout, trace):
-    upstream = [trace(case=str(i), question=f"no. {i}") for i in range(5)]
-    policy = Fake()
-    finished = await decide(rollout, upstream, policy, "test")
-    assert policy.batches == [2, 2, 1]
-    assert [done.case for done in finished] == ["0", "1", "2", "3", "4"]
-    assert decided(finished) == ["scar", "cyst", "scar", "scar", "scar"]
-    assert [done.rewards["accuracy"] for done in finished] == [0, 1, 0, 0, 0]
+    """Batches are cut by number alone: what an answer is padded with does not depend on who was faster."""
+    n = BATCH + 5
+    upstream = [trace(case=str(i), question=f"no. {i}") for i in range(n)]
+    policy = fake()
+    finished = await decide(rollout, upstream, policy, "test", max_tokens=7)
+    assert policy.batches == [BATCH, 5]
+    assert policy.rooms == [7, 7]
+    assert [done.case for done in finished] == [str(i) for i in range(n)]
+    assert decided(finished)[:5] == ["scar", "cyst", "scar", "scar", "scar"]
+    assert [done.rewards["accuracy"] for done in finished[:5]] == [0, 1, 0, 0, 0]
+    assert (finished[0].prompt_ids, finished[0].completion_ids, finished[0].finish) == ([1, 2], [3], "stop")
+
+
+async def test_any_chat_model_can_decide(rollout, trace):
+    upstream = [trace(case=str(i), question=f"no. {i}") for i in range(3)]
+    finished = await decide(rollout, upstream, answers("cyst"), "test")
+    assert decided(finished) == ["cyst"] * 3
+    assert [done.completion_ids for done in finished] == [None] * 3
 
 
 async def test_the_command_tells_the_tiers_apart(monkeypatch, tmp_path, capsys):
-    cases = [LabeledCase(f"c{i}", f"no. {i}", "cyst", ["cyst", "scar"]) for i in range(4)]
+    cases = [LabeledCase(f"c{i}", f"no. {i}", "cyst", ["cyst", "scar"], specialty="Surgeon") for i in range(4)]
     monkeypatch.setattr("rl.evaluate.clinic_cohort", lambda size, seed, images: Cohort(cases))
     monkeypatch.setattr("rl.evaluate.panel", lambda *_: specialist)
-    monkeypatch.setattr("rl.evaluate.load_policy", lambda name: Fake())
+    monkeypatch.setattr("rl.evaluate.load_policy", lambda name: fake())
     arguments = Namespace(
-        model="fake", triage=lambda state: {"specialty": "Radiologist"}, specialists=None, cases=None, split=None,
-        free_text="skip", size=4, seed=0, out=tmp_path,
+        model="fake", triage=triage, specialists=None, cases=None, split=None, free_text="skip", size=4, seed=0,
+        out=tmp_path,
     )  # fmt: skip
     report = await evaluate(arguments)
     assert SimpleNamespace(**report["overall"]).accuracy == 0.25
-    assert (tmp_path / "traces.jsonl").read_text().count("\n") == 4
     assert [report[tier]["n"] for tier in TIERS] == [1, 3, 0]
+    assert (report["triage"]["accuracy"], report["confusion"]) == (0.0, {"Surgeon": {"Radiologist": 4}})
+    assert decided(list(read_traces(tmp_path / "traces.parquet"))) == ["scar", "cyst", "scar", "scar"]
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == report
+
+
+def refers_to(trace, label, specialty):
+    return trace(specialty=label, referral={"specialty": specialty, "reasoning": ""})
+
+
+def test_whom_triage_refers_to(trace):
+    traces = [
+        refers_to(trace, "Surgeon", "Surgeon"),
+        refers_to(trace, "Surgeon", "Radiologist"),
+        refers_to(trace, "Radiologist", None),  # unreadable: wrong
+        trace(specialty="Radiologist", referral=None),  # and so is none at all
+        refers_to(trace, None, "Surgeon"),  # without a label: not counted
+    ]
+    found = referred(traces)
+    assert (found["triage"]["accuracy"], found["triage"]["n"]) == (0.25, 4)
+    assert found["confusion"] == {"Radiologist": {"unread": 2}, "Surgeon": {"Radiologist": 1, "Surgeon": 1}}
+    assert referred([])["triage"]["n"] == 0
+
+
+def test_the_confusion_has_a_column_for_everybody(capsys):
+    print_confusion({"Surgeon": {"Radiologist": 7}}, "title")
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("title", "Surgeon", "Radiologist", "7"))
+
+
+def test_the_table_shows_triage_where_all_rows_have_it(capsys):
+    figures = dict.fromkeys(("overall", *TIERS), interval(8, 10))
+    print_table({"a": {**figures, "triage": interval(3, 4)}, "b": {**figures, "triage": interval(2, 4)}}, "both")
+    assert "triage (n=4)" in capsys.readouterr().out
+    print_table({"a": {**figures, "triage": interval(3, 4)}, "ideal": figures}, "one")
+    assert "triage" not in capsys.readouterr().out
+
+
+def test_where_rows_have_different_cases_each_cell_says_its_number(capsys):
+    row = dict.fromkeys(("overall", *TIERS), interval(8, 10))
+    print_table({"a": row, "b": {**row, "hard": interval(1, 2)}}, "t")
+    shown = capsys.readouterr().out
+    assert "(n=2)" in shown
+    assert "easy (n=10)" in shown
+    assert "hard (n=" not in shown

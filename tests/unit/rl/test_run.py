@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from rl import train_sft, train_triage
 from rl.run import Run
+from rl.train_attending import COMMAND
 
 
 @pytest.fixture
 def open_run(tmp_path):
-    return lambda *flags: Run.open(["--runs", str(tmp_path / "runs"), *flags])
+    return lambda *flags, command=COMMAND: Run.open(command, ["--runs", str(tmp_path / "runs"), *flags])
 
 
 def test_a_new_run_writes_its_arguments(open_run, tmp_path):
@@ -19,7 +21,8 @@ def test_a_new_run_writes_its_arguments(open_run, tmp_path):
     assert run.recipe == "clinic"
     assert run.seconds == {}
     written = json.loads((run.folder / "arguments.json").read_text())
-    assert written == run.arguments == ["--runs", str(tmp_path / "runs"), "--name", "a", "--seed", "3"]
+    assert run.arguments == ["--runs", str(tmp_path / "runs"), "--name", "a", "--seed", "3"]
+    assert written == {"command": "rl.train_attending", "arguments": run.arguments}
 
 
 def test_a_run_without_a_name_is_named_by_recipe_and_seed(open_run):
@@ -30,11 +33,30 @@ def test_a_run_without_a_name_is_named_by_recipe_and_seed(open_run):
     ]
 
 
+def test_each_command_names_its_runs(open_run):
+    assert open_run(command=train_triage.COMMAND).folder.name == "clinic_triage-seed0"
+    assert open_run(command=train_sft.COMMAND).folder.name == "clinic_sft-seed0"
+
+
+def test_the_latest_run_cannot_be_anothers_name(open_run, tmp_path):
+    with pytest.raises(ValueError, match="name: 'latest' always points to the last run"):
+        open_run("--name", "latest")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_gone_on_with_by_its_own_command(open_run):
+    run = open_run("--name", "a", command=train_triage.COMMAND)
+    assert run.go_on() == f"python -m rl.train_triage --resume --runs {run.folder.parent} --name a"
+    with pytest.raises(ValueError, match=r"resume: .*runs/a' is a run of rl\.train_triage"):
+        open_run("--resume", "--name", "a")
+    assert open_run("--resume", "--name", "a", command=train_triage.COMMAND).folder == run.folder
+
+
 def test_a_taken_name_is_refused(open_run):
     first = open_run("--name", "a", "--seed", "1")
     with pytest.raises(ValueError, match=r"name: .*runs/a' holds a run.*--resume --name a"):
         open_run("--name", "a")
-    assert "--seed" in json.loads((first.folder / "arguments.json").read_text())
+    assert "--seed" in json.loads((first.folder / "arguments.json").read_text())["arguments"]
 
 
 def test_a_resumed_run_keeps_its_arguments(open_run):
@@ -134,6 +156,19 @@ def test_what_was_found_once_is_read_the_next_time(open_run):
     assert run.once("other.json", lambda: 2) == 2
 
 
+def test_only_the_first_process_writes(open_run):
+    """The others find the same, and touch nothing."""
+    run = open_run("--name", "a")
+    run.main = False
+    assert run.once("ideal.json", lambda: 1) == 1
+    with run.phase("cases"):
+        pass
+    run.link("model", str(run.folder))
+    with pytest.raises(ValueError, match="split"), run.abandoned_if_refused():
+        refused()
+    assert [path.name for path in run.folder.iterdir()] == ["arguments.json"]
+
+
 def interrupted():
     raise KeyboardInterrupt
 
@@ -156,10 +191,10 @@ def test_a_name_is_free_again_after_a_refusal(open_run, stop, error, kept):
 
 def test_a_refusal_removes_nothing_that_was_found(open_run):
     run = open_run("--name", "a")
-    (run.folder / "upstream-train.jsonl").write_text("{}\n")
+    (run.folder / "upstream-train-start.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="split"), run.abandoned_if_refused():
         refused()
-    assert (run.folder / "upstream-train.jsonl").exists()
+    assert (run.folder / "upstream-train-start.parquet").exists()
 
 
 def test_a_refusal_removes_nothing_that_was_there_before(open_run, tmp_path):
