@@ -81,12 +81,14 @@ class Training(Experiment):
     def findings(self, stages: list[str]) -> dict[str, Any]:
         """The tiers of the training cases, and the tokens that were generated: those trained on, and upstream's."""
         found: dict[str, Any] = {"tokens": {"trained": 0, "upstream": 0}, "tiers": self.tiers}
+        run = self.run.folder
+        rolled = [*run.glob("upstream-train*.parquet"), *run.glob("stages/*/upstream-*.parquet")]
+        for trace in (trace for path in rolled for trace in read_traces(path)):
+            own = [call for call in trace.calls if call.node == "triage"]
+            found["tokens"]["upstream"] += sum(len(call.completion_ids or []) for call in own)
         for stage in stages:
-            folder = self.run.folder / "stages" / stage
-            trained = read_traces(folder / "rollouts.parquet")
-            found["tokens"]["trained"] += sum(len(trace.completion_ids or []) for trace in trained)
-            rolled = [trace for path in folder.glob("upstream-*.parquet") for trace in read_traces(path)]
-            found["tokens"]["upstream"] += sum(len(trace.calls[0].completion_ids or []) for trace in rolled)
+            for trace in read_traces(run / "stages" / stage / "rollouts.parquet"):
+                found["tokens"]["trained"] += len(trace.completion_ids or [])
         return found
 
     def draw(self, stages: list[str], summary: dict[str, Any]) -> None:
