@@ -128,7 +128,7 @@ def _vllm(model: str) -> BaseChatModel:
 
 
 @functools.cache
-def _chat_vllm() -> type[BaseChatModel]:
+def _chat_vllm() -> Callable[..., BaseChatModel]:
     from langchain_openai import ChatOpenAI
 
     class ChatVLLM(ChatOpenAI):

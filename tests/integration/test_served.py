@@ -99,7 +99,7 @@ def test_trainer_policy_and_server_read_the_same_tokens(url, policy, rollout, as
     trainer = trainer_of(asked, rollout, tmp_path)
     rows = [trainer.train_dataset[i] for i in range(len(asked))]
     chats = [prepare_multimodal_messages(row["prompt"], row["images"]) for row in rows]
-    trained, _, fields = trainer._tokenize_prompts(chats)
+    trained, _, _ = trainer._tokenize_prompts(chats)
     for i, trace in enumerate(asked):
         there, here = served.invoke(rollout.prompt(trace)), policy.invoke(rollout.prompt(trace))
         ids, said = there.response_metadata["prompt_token_ids"], there.response_metadata["token_ids"]
