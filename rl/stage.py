@@ -17,7 +17,7 @@ from trl import GRPOConfig
 from rl.environment import Environment
 from rl.models import Start, load_processor
 from rl.trainer import ConsultationTrainer
-from rl.watch import StageProgress
+from rl.watch import StageProgress, tensorboard_in
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -63,15 +63,16 @@ def train_stage(environment: Environment, start: Start, out: Path, settings: GRP
     environment.forget_after(step_of(last))
     state.wait_for_everyone()
     model, peft_config = start.trainable(settings)
-    trainer = ConsultationTrainer(
-        environment=environment,
-        model=model,
-        peft_config=peft_config,
-        args=settings,
-        processing_class=load_processor(start.name),
-        callbacks=[StageProgress(out / "metrics.jsonl", environment.stage.name)],
-        freeze_vision=start.freeze_vision,
-    )
+    with tensorboard_in(out / "tensorboard"):
+        trainer = ConsultationTrainer(
+            environment=environment,
+            model=model,
+            peft_config=peft_config,
+            args=settings,
+            processing_class=load_processor(start.name),
+            callbacks=[StageProgress(out / "metrics.jsonl", environment.stage.name)],
+            freeze_vision=start.freeze_vision,
+        )
     for callback in (ProgressCallback, PrinterCallback):  # one bar is enough
         trainer.remove_callback(callback)
     trainer.train(resume_from_checkpoint=str(last) if last else None)

@@ -161,6 +161,7 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
             trace.finish = "stop" if trace.completion_ids[-1] in self.eos_token_ids else "length"
         gammas = environment.gammas(step / max(1, self.state.max_steps))
         output["gamma"] = torch.tensor(gammas, dtype=torch.float32, device=self.accelerator.device)
+        self._metrics["train"]["gamma"].append(output["gamma"].mean().item())
         output["row"] = torch.arange(len(traces), device=self.accelerator.device)
         self._note_lost_groups(output["advantages"])
         output["advantages"] = output["advantages"] * self._node_weights([trace.node for trace in traces])
