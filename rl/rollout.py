@@ -143,8 +143,11 @@ class Rollout:
         self, config: RunnableConfig, update: dict[str, Any], node: str, before: Sequence[str] = ()
     ) -> dict[str, Any]:
         """Go on as if a node had just written this into the state: what follows it, follows."""
-        paused = await self._graph.aupdate_state(config, update, as_node=node)
-        await self._graph.ainvoke(None, {**config, **paused}, interrupt_before=list(before))
+        written = await self._graph.aupdate_state(config, update, as_node=node)
+        paused = cast(RunnableConfig, {**config, **written})
+        follows = (await self._graph.aget_state(paused)).next
+        if not set(follows) & set(before):  # it would not pause where it already stands
+            await self._graph.ainvoke(None, paused, interrupt_before=list(before))
         values: dict[str, Any] = (await self._graph.aget_state(config)).values
         return values
 
