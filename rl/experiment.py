@@ -159,7 +159,7 @@ class Experiment:
         rows = {name: summary[name] for name in ("before", "after", "ideal") if summary[name]}
         print_table(rows, f"held-out cases, accuracy in % with 95 % intervals (seed {self.trainer.seed})")
         if "triage" in self.policies:
-            print_confusion(summary["after"]["confusion"], "whom the trained triage refers the cases to")
+            print_confusion(summary["confusion"]["after"], "whom the trained triage refers the cases to")
         if summary["gap_closed"] is not None:
             print(f"share of the way from the base to the ideal: {summary['gap_closed']:.0%}")
         print(f"model: {run.folder / 'model'}   summary: {run.folder / 'summary.json'}")
@@ -224,13 +224,16 @@ def summarize(
     run: Run, seed: int, before: list[Trace], after: list[Trace], ideal: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What `summary.json` says of every run."""
-    was, now = ({**by_tier(traces, decided(traces)), **referred(traces)} for traces in (before, after))
+    triage = {"before": referred(before), "after": referred(after)}
+    was = {**by_tier(before, decided(before)), "triage": triage["before"]["triage"]}
+    now = {**by_tier(after, decided(after)), "triage": triage["after"]["triage"]}
     gap = ideal["overall"]["accuracy"] - was["overall"]["accuracy"] if ideal else 0
     return {
         "before": was,
         "after": now,
         "ideal": ideal,
         "gap_closed": (now["overall"]["accuracy"] - was["overall"]["accuracy"]) / gap if gap > 0 else None,
+        "confusion": {when: found["confusion"] for when, found in triage.items()},
         "unparsed": {"before": unparsed(before), "after": unparsed(after)},
         "seconds": run.seconds,
         "seed": seed,
