@@ -1,9 +1,13 @@
-"""The README's table: the default run with five seeds, none of them chosen.
+"""The README's tables of training: five seeds, none of them chosen.
 
-    python benchmarks/seeds.py                       # seeds 0 to 4, one after the other
-    python benchmarks/seeds.py --jobs 2              # two at a time, one core each
+    python benchmarks/seeds.py triage                # triage alone: from chance to its best
+    python benchmarks/seeds.py in_turn               # triage, then the attending with it: what `make demo` does
+    python benchmarks/seeds.py together              # one policy in both roles, as many generated tokens
+    python benchmarks/seeds.py                       # all three (those that are finished are not run again)
+    python benchmarks/seeds.py --jobs 2              # two runs at a time, one core each
 
-Runs go to `runs/seeds/`; a finished one is not run again. Prints the table in Markdown.
+Runs go to `runs/seeds/`. Prints each table in Markdown: a row for each seed, and the mean with its 95 % interval over
+the seeds (Student's t).
 """
 
 import argparse
@@ -12,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,59 +24,113 @@ from typing import Any
 from tqdm import tqdm
 
 RUNS = Path("runs/seeds")
-COLUMNS = ("overall", "easy", "medium", "hard")
+TIERS = ("easy", "medium", "hard")
+STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""The 97.5 % quantile of Student's t, by the number of seeds."""
+Summary = dict[str, Any]
 
 
-def run(seed: int, flags: list[str], threads: int | None) -> dict[str, Any]:
-    """The summary of one run, which is trained if it is not there yet."""
-    folder = RUNS / f"seed{seed}"
+def run(name: str, module: str, seed: int, flags: Sequence[str], threads: int | None) -> Summary:
+    """The summary of one run, which is trained if it is not there yet, or goes on if it was broken off."""
+    folder = RUNS / f"{name}-seed{seed}"
     asked = ["--runs", str(RUNS), "--name", folder.name, "--seed", str(seed), *flags]
-    if (folder / "arguments.json").exists() and json.loads((folder / "arguments.json").read_text()) != asked:
+    started = folder / "arguments.json"
+    if started.exists() and json.loads(started.read_text())["arguments"] != asked:
         raise SystemExit(f"{folder} was run with other flags; remove it first")
     if not (folder / "summary.json").exists():
-        resumed = (folder / "arguments.json").exists()
-        how = [*asked[:4], "--resume"] if resumed else asked
-        command = [sys.executable, "-m", "rl.train_attending", *how]
+        command = [sys.executable, "-m", module, *([*asked[:4], "--resume"] if started.exists() else asked)]
         environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-        with (RUNS / f"seed{seed}.log").open("a") as log:
+        with (RUNS / f"{folder.name}.log").open("a") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    summary: Summary = json.loads((folder / "summary.json").read_text())
     return summary
 
 
-def table(summaries: list[dict[str, Any]]) -> str:
-    """One row for each seed, and the mean with the range."""
-    lines = [
-        "| seed | " + " | ".join(COLUMNS) + " | way to the ideal | minutes |",
-        "|---" * (len(COLUMNS) + 3) + "|",
-    ]
-    for summary in summaries:
-        cells = [
-            " → ".join(f"{100 * summary[when][column]['accuracy']:.1f}" for when in ("before", "after"))
-            + f" ({100 * summary['ideal'][column]['accuracy']:.1f})"
-            for column in COLUMNS
-        ]
-        minutes = sum(summary["seconds"].values()) / 60
-        lines.append(f"| {summary['seed']} | {' | '.join(cells)} | {summary['gap_closed']:.0%} | {minutes:.1f} |")
-    gains = [[100 * (s["after"][c]["accuracy"] - s["before"][c]["accuracy"]) for s in summaries] for c in COLUMNS]
-    gaps = [summary["gap_closed"] for summary in summaries]
-    means = [f"{statistics.mean(gain):+.1f} [{min(gain):+.1f}, {max(gain):+.1f}]" for gain in gains]
-    way = f"{statistics.mean(gaps):.0%} [{min(gaps):.0%}, {max(gaps):.0%}]"
-    lines.append(f"| gain, mean [least, most] | {' | '.join(means)} | {way} | |")
-    return "\n".join(lines)
+def triage(seed: int, flags: Sequence[str], threads: int | None) -> Summary:
+    """Triage alone."""
+    return run("triage", "rl.train_triage", seed, flags, threads)
+
+
+def in_turn(seed: int, flags: Sequence[str], threads: int | None) -> Summary:
+    """Triage first, then the attending with the trained triage; the whole way counts."""
+    first = triage(seed, flags, threads)
+    trained = f"clinic:{RUNS / f'triage-seed{seed}' / 'model'}"
+    then = run("in_turn", "rl.train_attending", seed, ["--triage", trained, *flags], threads)
+    both = {kind: first["tokens"][kind] + then["tokens"][kind] for kind in first["tokens"]}
+    seconds = {"triage": sum(first["seconds"].values()), "attending": sum(then["seconds"].values())}
+    return then | {"untrained": first["before"], "before": first["after"], "tokens": both, "seconds": seconds}
+
+
+def together(seed: int, flags: Sequence[str], threads: int | None) -> Summary:
+    """One policy in both roles."""
+    given = ["--config", "rl/configs/clinic_both.yaml", *flags]
+    summary = run("together", "rl.train_attending", seed, given, threads)
+    return summary | {"untrained": summary["before"]}
+
+
+def percent(figure: dict[str, Any]) -> float:
+    return 100 * float(figure["accuracy"])
+
+
+def way(summary: Summary) -> float:
+    """The share of the way from the untrained consultation to the ideal attending with the trained triage."""
+    start, end, best = (percent(summary[when]["overall"]) for when in ("untrained", "after", "ideal"))
+    return 100 * (end - start) / (best - start)
+
+
+TRIAGE: dict[str, Callable[[Summary], float]] = {
+    "triage, untrained": lambda s: percent(s["before"]["triage"]),
+    "triage, trained": lambda s: percent(s["after"]["triage"]),
+    "final, untrained triage": lambda s: percent(s["before"]["overall"]),
+    "final, trained triage": lambda s: percent(s["after"]["overall"]),
+    "minutes": lambda s: sum(s["seconds"].values()) / 60,
+}
+BOTH: dict[str, Callable[[Summary], float]] = {
+    "untrained": lambda s: percent(s["untrained"]["overall"]),
+    "trained": lambda s: percent(s["after"]["overall"]),
+    "ideal": lambda s: percent(s["ideal"]["overall"]),
+    "way to the ideal": way,
+    **{tier: lambda s, tier=tier: percent(s["after"][tier]) for tier in TIERS},
+    "triage": lambda s: percent(s["after"]["triage"]),
+    "1000 tokens": lambda s: sum(s["tokens"].values()) / 1000,
+    "minutes": lambda s: sum(s["seconds"].values()) / 60,
+}
+KINDS = {"triage": (triage, TRIAGE), "in_turn": (in_turn, BOTH), "together": (together, BOTH)}
+
+
+def interval(values: Sequence[float]) -> str:
+    """The mean and its 95 % interval."""
+    if len(values) not in STUDENT_T:
+        return f"{statistics.mean(values):.1f}"
+    half = STUDENT_T[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.1f} ± {half:.1f}"
+
+
+def table(summaries: Sequence[Summary], columns: dict[str, Callable[[Summary], float]]) -> str:
+    """One row for each seed, and the mean."""
+    rows = [[f"{column(summary):.1f}" for column in columns.values()] for summary in summaries]
+    means = [interval([column(summary) for summary in summaries]) for column in columns.values()]
+    lines = [["seed", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[str(summary["seed"]), *row] for summary, row in zip(summaries, rows, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, ["mean", *means]])
 
 
 def main() -> None:
-    """The command line; flags that it does not know go to `rl.train_attending`."""
+    """The command line; flags that it does not know go to the training commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", help="triage, in_turn, together; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with 2 or more, each has one core")
     arguments, flags = parser.parse_known_args()
+    if unknown := set(arguments.kinds) - set(KINDS):
+        raise SystemExit(f"kinds: {', '.join(unknown)} unknown; choose {', '.join(KINDS)}")
     RUNS.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        threads = 1 if arguments.jobs > 1 else None
-        runs = pool.map(lambda seed: run(seed, flags, threads), arguments.seeds)
-        print(table(list(tqdm(runs, "seeds", len(arguments.seeds), unit="run"))))
+    threads = 1 if arguments.jobs > 1 else None
+    for kind in arguments.kinds or KINDS:
+        train, columns = KINDS[kind]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            runs = pool.map(lambda seed, train=train: train(seed, flags, threads), arguments.seeds)
+            print(f"{kind}\n\n{table(list(tqdm(runs, kind, len(arguments.seeds), unit='run')), columns)}\n")
 
 
 if __name__ == "__main__":

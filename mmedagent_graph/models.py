@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.outputs import ChatResult
 from langchain_core.runnables import Runnable, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import SecretStr
@@ -110,18 +111,38 @@ def _openai(model: str) -> BaseChatModel:
 
 
 def _vllm(model: str) -> BaseChatModel:
-    """A model served by vLLM; `VLLM_BASE_URL` says where (by default this machine, port 8000). It decodes greedily."""
-    from langchain_openai import ChatOpenAI
+    """A model served by vLLM; `VLLM_BASE_URL` says where (by default this machine, port 8000). It decodes greedily.
 
-    return ChatOpenAI(
+    Its messages hold `prompt_token_ids` and `token_ids` in their `response_metadata`, unless they are streamed.
+    """
+    return _chat_vllm()(
         model=model,
         base_url=os.environ.get("VLLM_BASE_URL", "http://127.0.0.1:8000/v1"),
         api_key=SecretStr(os.environ.get("VLLM_API_KEY", "none")),
         temperature=0.0,  # where votes are cast, `sampled` makes it 1
         use_responses_api=False,
         stream_usage=True,  # ChatOpenAI by itself asks only OpenAI's own server for it
+        extra_body={"return_token_ids": True},
         **_connections(),
     )
+
+
+@functools.cache
+def _chat_vllm() -> Callable[..., BaseChatModel]:
+    from langchain_openai import ChatOpenAI
+
+    class ChatVLLM(ChatOpenAI):
+        """ChatOpenAI, which by itself drops the token ids of a reply."""
+
+        def _create_chat_result(self, response: Any, generation_info: dict[str, Any] | None = None) -> ChatResult:
+            result = super()._create_chat_result(response, generation_info)
+            reply = response if isinstance(response, dict) else response.model_dump()
+            for generation, choice in zip(result.generations, reply["choices"], strict=True):
+                ids = {"prompt_token_ids": reply.get("prompt_token_ids"), "token_ids": choice.get("token_ids")}
+                generation.message.response_metadata.update(ids)
+            return result
+
+    return ChatVLLM
 
 
 def _connections() -> dict[str, Any]:

@@ -155,10 +155,6 @@ class Environment:
             if self.record.rank == 0 and int(path.stem.rpartition("-")[2]) >= step:
                 path.unlink()
 
-    def close(self, path: Path) -> None:
-        """Write the stage's rollouts, of all processes, as one file."""
-        self.record.close(path)
-
     def kinds(self) -> list[str]:
         """The kinds of prompts that figures are told apart by."""
         return [*TIERS, "triage"]

@@ -126,16 +126,19 @@ def unparsed(traces: Sequence[Trace]) -> float:
 
 
 def print_table(rows: dict[str, dict[str, Figure]], title: str) -> None:
-    """Accuracy in % with its interval, a row for each of `rows`, a column for each tier."""
+    """Accuracy in % with its interval, a row for each of `rows`, a column for each tier, and for triage if it is there."""
     table = Table(title=title)
-    columns = ("overall", *TIERS, *(["triage"] if all("triage" in figures for figures in rows.values()) else []))
-    same = {column: len({figures[column]["n"] for figures in rows.values()}) == 1 for column in columns}
     table.add_column("")
-    for column in columns:
-        n = next(iter(rows.values()))[column]["n"]
-        table.add_column(f"{column} (n={n})" if same[column] else column, justify="right")
+    counts = {
+        column: {figures[column]["n"] for figures in rows.values() if column in figures}
+        for column in ("overall", *TIERS, "triage")
+    }
+    columns = {column: n for column, n in counts.items() if column != "triage" or any(n)}
+    for column, n in columns.items():
+        table.add_column(f"{column} (n={min(n)})" if len(n) == 1 else column, justify="right")
     for name, figures in rows.items():
-        table.add_row(name, *(_cell(figures[column], not same[column]) for column in columns))
+        cells = (_cell(figures.get(column, interval(0, 0)), len(n) > 1) for column, n in columns.items())
+        table.add_row(name, *cells)
     Console().print(table)
 
 

@@ -27,11 +27,12 @@ from rl.cohort import Cohorts, cohorts, panel
 from rl.curriculum import count_tiers
 from rl.datasets import LabeledCase
 from rl.evaluate import by_tier, decide, decided, print_confusion, print_table, referred, unparsed
+from rl.launch import read_launch
 from rl.models import Start, merge, model_string
 from rl.policy import load_policy
 from rl.rollout import Rollout, roll_upstream
 from rl.run import Run
-from rl.settings import Command, Settings, read_settings
+from rl.settings import Command, Settings, config_file, read_settings
 from rl.store import read_traces, write_traces
 from rl.traces import Trace
 
@@ -158,7 +159,7 @@ class Experiment:
         rows = {name: summary[name] for name in ("before", "after", "ideal") if summary[name]}
         print_table(rows, f"held-out cases, accuracy in % with 95 % intervals (seed {self.trainer.seed})")
         if "triage" in self.policies:
-            print_confusion(summary["after"]["confusion"], "whom the trained triage refers the cases to")
+            print_confusion(summary["confusion"]["after"], "whom the trained triage refers the cases to")
         if summary["gap_closed"] is not None:
             print(f"share of the way from the base to the ideal: {summary['gap_closed']:.0%}")
         print(f"model: {run.folder / 'model'}   summary: {run.folder / 'summary.json'}")
@@ -187,6 +188,7 @@ def main(kind: type[Experiment], command: Command, arguments: Sequence[str] | No
     run = Run.open(command, list(sys.argv[1:] if arguments is None else arguments))
     settings = read_settings(command, run.arguments)
     set_seed(settings.trainer.seed)
+    refuse_other_launch(settings, command, run.arguments)
     try:
         images = ImageStore(run.folder / "images")
         with run.phase("cases"), run.abandoned_if_refused():
@@ -195,6 +197,22 @@ def main(kind: type[Experiment], command: Command, arguments: Sequence[str] | No
     except KeyboardInterrupt:
         print(f"\ninterrupted; go on with: {run.go_on()}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def refuse_other_launch(settings: Settings, command: Command, arguments: Sequence[str]) -> None:
+    """A recipe for so many processes is not run by others: the batch, and what is learned, would silently change.
+
+    Raises:
+        ValueError: naming the launch file and the launch line.
+    """
+    file = getattr(settings.recipe, "accelerate", None)
+    if file is None:
+        return
+    path = config_file(command, arguments).parent / file
+    wanted, there = read_launch(path).processes, PartialState().num_processes
+    if wanted != there:
+        line = f"accelerate launch --config_file {path} -m {command.module} ..."
+        raise ValueError(f"accelerate: {file} is for {wanted} processes, and there is {there}; start it by: {line}")
 
 
 def _version(policy: str, run: Path) -> str:
@@ -206,13 +224,16 @@ def summarize(
     run: Run, seed: int, before: list[Trace], after: list[Trace], ideal: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What `summary.json` says of every run."""
-    was, now = ({**by_tier(traces, decided(traces)), **referred(traces)} for traces in (before, after))
+    triage = {"before": referred(before), "after": referred(after)}
+    was = {**by_tier(before, decided(before)), "triage": triage["before"]["triage"]}
+    now = {**by_tier(after, decided(after)), "triage": triage["after"]["triage"]}
     gap = ideal["overall"]["accuracy"] - was["overall"]["accuracy"] if ideal else 0
     return {
         "before": was,
         "after": now,
         "ideal": ideal,
         "gap_closed": (now["overall"]["accuracy"] - was["overall"]["accuracy"]) / gap if gap > 0 else None,
+        "confusion": {when: found["confusion"] for when, found in triage.items()},
         "unparsed": {"before": unparsed(before), "after": unparsed(after)},
         "seconds": run.seconds,
         "seed": seed,

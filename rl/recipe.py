@@ -18,6 +18,15 @@ from rl.grading import PAPER, Grader, Grading, outcome, overlong_of
 from rl.judge import judge_of
 from rl.settings import Command, Consultations, parse, setting
 
+CHOICES = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "vllm_mode": ("colocate", "server"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+}
+"""What TRL's trainer knows, and its settings do not check."""
+
 
 @dataclasses.dataclass
 class Recipe(Consultations):
@@ -59,6 +68,11 @@ class Recipe(Consultations):
         0.0, "What triage is paid for the rest of the consultation being right, once for each case and specialty."
     )
     judge: str | None = setting(None, "Model string of the judge, for `judge` among the graders.")
+    accelerate: str | None = setting(
+        None, "Accelerate's file for this recipe's processes, beside the recipe. Default: however many there are."
+    )
+    gpu_memory: int | None = setting(None, "GiB of each GPU that the recipe is made for; the dry run compares.")
+    dry_run: bool = setting(False, "Only check the recipe, without a GPU, and print what it comes to.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -80,7 +94,16 @@ class Recipe(Consultations):
         self._gradings({"overlong": outcome, **({"judge": outcome} if self.judge else {})})  # are there such graders?
 
     def check_with(self, trainer: Any, model: ModelConfig) -> None:
-        """Refuse what TRL's settings and ours would make of each other."""
+        """Refuse what TRL's settings and ours would make of each other, and what TRL would refuse an hour later."""
+        for field, known in CHOICES.items():
+            if (value := getattr(trainer, field)) not in known:
+                raise ValueError(f"{field}: {value!r} is unknown; choose one of {', '.join(known)}")
+        if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
+            raise ValueError("load_in_4bit, load_in_8bit: quantized weights cannot be trained; set use_peft: true")
+        if trainer.use_transformers_continuous_batching:
+            raise ValueError("use_transformers_continuous_batching: true works for text alone; set use_vllm instead")
+        if trainer.sync_ref_model and (model.use_peft or min(self.betas) == 0):
+            raise ValueError("sync_ref_model: true needs a reference of its own: no use_peft, and all betas above 0")
         adaptive = trainer.use_adaptive_entropy
         for field, ours in (("beta", "betas"), *([] if adaptive else [("entropy_coef", "gammas")])):
             if value := getattr(trainer, field, 0):

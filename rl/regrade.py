@@ -1,7 +1,7 @@
 """Grade stored traces again, without generating again.
 
     python -m rl.grading regrade runs/latest                                    # with the paper's graders
-    python -m rl.grading regrade runs/latest --graders format=0.5 judge=1 --judge openai:gpt-4o
+    python -m rl.grading regrade runs/latest --graders format=0.5 judge --judge openai:gpt-4o --out judged.parquet
 
 What the learnable node wrote is read again, by the reader as it is now. A triage doctor's text may then name another
 specialty than the one that was heard: what followed does not follow from it any more, and is dropped.
@@ -119,25 +119,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=list(SPECIALTIES),
         help="what triage could choose from; default: the paper's",
     )
-    parser.add_argument("--out", type=Path, help=f"file to write; default: beside PATH, with -regraded{SUFFIX}")
+    parser.add_argument(
+        "--out", type=Path, help=f"{SUFFIX} file for the traces as they are graded now; default: the table is all"
+    )
     given = parser.parse_args(arguments)
     try:
-        out = _out(given.path, given.out)
+        _check_out(given.path, given.out)
         before = list(read_traces(given.path))
         gradings = _gradings(before, given)
     except ValueError as error:
         parser.error(str(error))
     after = asyncio.run(regrade(before, gradings, given.specialties))
-    write_traces(out, after)
+    if given.out:
+        write_traces(given.out, after)
     print_report(before, after, gradings)
-    print(out)
 
 
-def _out(path: Path, out: Path | None) -> Path:
-    out = out or path.with_name(f"{path.stem if path.is_file() else path.name}-regraded{SUFFIX}")
-    if out.resolve() == path.resolve() or path.resolve() in out.resolve().parents:
+def _check_out(path: Path, out: Path | None) -> None:
+    if out and path.resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(f"--out: {str(out)!r} is what is read, or inside it; give a file elsewhere")
-    return out
 
 
 def _gradings(traces: Sequence[Trace], given: argparse.Namespace) -> dict[str, Grading]:
@@ -156,4 +156,8 @@ def _gradings(traces: Sequence[Trace], given: argparse.Namespace) -> dict[str, G
         raise ValueError(
             f"--graders: the paper has none for node {unknown[0]!r}, only for {', '.join(PAPER)}; name some"
         )
-    return {node: Grading.parse(given.graders or PAPER[node], made) for node in nodes}
+    gradings = {node: Grading.parse(given.graders or PAPER[node], made) for node in nodes}
+    if unused := made.keys() - {name for grading in gradings.values() for name in grading.graders}:
+        name = min(unused)
+        raise ValueError(f"--graders: what {name!r} needs was given, but it is not among them; add {name}=1")
+    return gradings

@@ -5,10 +5,12 @@ Invariant: what cannot work is refused here, when the settings are read, and not
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
+import yaml
 from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
@@ -121,37 +123,86 @@ def read_settings(command: Command, arguments: Sequence[str]) -> Settings:
     Raises:
         ValueError: naming the field, its value and the valid choices.
     """
-    config = _config(command, arguments)
-    if not config.is_file():
-        known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
-        raise ValueError(f"config: no file {str(config)!r}; recipes in {CONFIGS} are {known}")
     settings = parse(command, arguments)
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """Refuse what cannot work together.
+
+    Raises:
+        ValueError: naming the field, its value and the valid choices.
+    """
     recipe, trainer, model = settings
     if not 0 <= trainer.seed < SEEDS:
         raise ValueError(f"seed: {trainer.seed}; give 0 to {SEEDS - 1}, or draws of the clinic's cases would overlap")
     if model.model_name_or_path:
         raise ValueError(f"model_name_or_path: {model.model_name_or_path!r}; the policy is named by --model")
     recipe.check_with(trainer, model)
-    return settings
 
 
 def config_name(command: Command, arguments: Sequence[str]) -> str:
     """The recipe file's name, without its ending."""
-    return _config(command, arguments).stem
+    return config_file(command, arguments).stem
 
 
-def _config(command: Command, arguments: Sequence[str]) -> Path:
+def config_file(command: Command, arguments: Sequence[str]) -> Path:
+    """The recipe file that is named, or the command's own."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path, default=command.config)
     try:
-        return cast(Path, parser.parse_known_args(arguments)[0].config)
+        file = cast(Path, parser.parse_known_args(arguments)[0].config)
     except argparse.ArgumentError as error:
         raise ValueError(f"config: {error}; give a YAML file") from error
+    if not file.is_file():
+        known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
+        raise ValueError(f"config: no file {str(file)!r}; recipes in {CONFIGS} are {known}")
+    return file
 
 
-def parse(command: Command, arguments: Sequence[str]) -> Settings:
-    """The settings as TRL's parser reads them: YAML first, then flags."""
-    others = [argument for argument in arguments if not argument.startswith("--config=")]
-    given = [] if "--config" in others else ["--config", str(_config(command, arguments))]
-    parser = TrlParser((command.recipe, command.trainer, ModelConfig))
-    return Settings(*parser.parse_args_and_config([*given, *others]))
+def parse(command: Command, arguments: Sequence[str], processes: int | None = None) -> Settings:
+    """The settings as TRL's parser reads them: YAML first, then flags.
+
+    Args:
+        command: whose settings.
+        arguments: the command line's.
+        processes: how many there will be, where that is not how many there are.
+
+    Raises:
+        ValueError: naming the option and its value.
+    """
+    trainer = command.trainer
+    if processes:
+        trainer = type(trainer.__name__, (trainer,), {"world_size": property(lambda _: processes)})
+    parser = _Parser((command.recipe, trainer, ModelConfig))
+    return Settings(*parser.parse_args_into_dataclasses(flags_of(command, arguments)))
+
+
+class _Parser(TrlParser):  # type: ignore[misc]
+    """TRL's parser, with its refusals as exceptions and no abbreviated names."""
+
+    def __init__(self, types: Sequence[type[Any]]) -> None:
+        super().__init__(types, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def flags_of(command: Command, arguments: Sequence[str]) -> list[str]:
+    """A recipe file's options as flags, and those of the command line, which win.
+
+    As defaults, which is how TRL reads a file, its values would have no type.
+    """
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--config")
+    file = config_file(command, arguments)
+    given = yaml.safe_load(file.read_text()) or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"config: {str(file)!r} is not a YAML mapping of options to values")
+    flags = []
+    for name, value in given.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+            flags += [f"--{name}", *(str(one).lower() if isinstance(one, bool) else str(one) for one in values)]
+    return [*flags, *named.parse_known_args(arguments)[1]]

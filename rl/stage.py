@@ -4,10 +4,12 @@ Invariant: a stage is a function of its start folder, its prompts and its settin
 last checkpoint; finished, its model folder is complete (it is renamed into place).
 """
 
+import gc
 import json
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
@@ -15,7 +17,7 @@ from trl import GRPOConfig
 from rl.environment import Environment
 from rl.models import Start, load_processor
 from rl.trainer import ConsultationTrainer
-from rl.watch import StageProgress
+from rl.watch import StageProgress, tensorboard_in
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -49,7 +51,7 @@ def train_stage(environment: Environment, start: Start, out: Path, settings: GRP
     Args:
         environment: its prompts, and where their completions go.
         start: the policy to start from; also the reference of the KL term.
-        out: folder of the stage: `model/` and `rollouts.parquet` when it is finished, and what it needs while it runs.
+        out: folder of the stage: `model/` when it is finished, and what it needs while it runs.
         settings: GRPO's, for this stage.
     """
     state = PartialState()
@@ -61,23 +63,26 @@ def train_stage(environment: Environment, start: Start, out: Path, settings: GRP
     environment.forget_after(step_of(last))
     state.wait_for_everyone()
     model, peft_config = start.trainable(settings)
-    trainer = ConsultationTrainer(
-        environment=environment,
-        model=model,
-        peft_config=peft_config,
-        args=settings,
-        processing_class=load_processor(start.name),
-        callbacks=[StageProgress(out / "metrics.jsonl", environment.stage.name)],
-        freeze_vision=start.freeze_vision,
-    )
+    with tensorboard_in(out / "tensorboard"):
+        trainer = ConsultationTrainer(
+            environment=environment,
+            model=model,
+            peft_config=peft_config,
+            args=settings,
+            processing_class=load_processor(start.name),
+            callbacks=[StageProgress(out / "metrics.jsonl", environment.stage.name)],
+            freeze_vision=start.freeze_vision,
+        )
     for callback in (ProgressCallback, PrinterCallback):  # one bar is enough
         trainer.remove_callback(callback)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     unfinished = out / "model.part"
     trainer.save_model(str(unfinished))
     state.wait_for_everyone()
+    del trainer  # its weights and optimizer make room for the next stage's
+    gc.collect()
+    torch.cuda.empty_cache()
     if state.is_main_process:
-        environment.close(out / "rollouts.parquet")
         unfinished.rename(out / "model")
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     state.wait_for_everyone()

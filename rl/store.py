@@ -93,8 +93,10 @@ def read_traces(path: str | Path) -> Iterator[Trace]:
     Raises:
         ValueError: naming the file, if there is none, or its columns are not those of traces.
     """
-    files = [(file, _opened(file)) for file in _files(Path(path))]
-    return (_trace(row) for _, parquet in files for batch in parquet.iter_batches(ROWS) for row in batch.to_pylist())
+    files = _files(Path(path))
+    for file in files:  # all are looked at before the first trace is handed over
+        _opened(file).close()
+    return (trace for file in files for trace in _read(file))
 
 
 def load_frame(path: str | Path) -> "pd.DataFrame":
@@ -108,7 +110,10 @@ def load_frame(path: str | Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    return pd.DataFrame([_flat(trace) for trace in read_traces(path)])
+    frame = pd.DataFrame([_flat(trace) for trace in read_traces(path)])
+    # pandas averages what has gaps, or nothing but gaps, only where it is told the type
+    types = {name: "float64" for name in map(str, frame) if name.startswith("reward")}
+    return frame.astype({**types, "right": "boolean"} if len(frame) else types)
 
 
 class Rollouts:
@@ -150,8 +155,7 @@ class Rollouts:
         if parts := self._parts():
             with _writing(path) as unfinished, pq.ParquetWriter(unfinished, SCHEMA, **WRITTEN) as writer:
                 for start in range(0, len(parts), TOGETHER):
-                    tables = [_opened(part).read() for part in parts[start : start + TOGETHER]]
-                    writer.write_table(pa.concat_tables(tables))
+                    writer.write_table(pa.concat_tables(map(_whole, parts[start : start + TOGETHER])))
             shutil.rmtree(merged, ignore_errors=True)
             self.folder.rename(merged)  # at once: what a kill left of the parts would be taken for all of them
         shutil.rmtree(merged, ignore_errors=True)
@@ -198,6 +202,17 @@ def _opened(file: Path) -> pq.ParquetFile:
             f"{file}: these columns are not as in a file of traces: {', '.join(wrong)}; see rl.store.FEATURES"
         )
     return parquet
+
+
+def _whole(file: Path) -> pa.Table:
+    with _opened(file) as parquet:
+        return parquet.read()
+
+
+def _read(file: Path) -> Iterator[Trace]:
+    with _opened(file) as parquet:  # a stage has more parts than a process may have open files
+        for batch in parquet.iter_batches(ROWS):
+            yield from map(_trace, batch.to_pylist())
 
 
 def _row(trace: Trace) -> dict[str, Any]:

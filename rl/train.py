@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from trl import GRPOConfig
+
 from rl.curriculum import Stage, count_tiers, draw_prompts
 from rl.curves import draw_curves
 from rl.environment import Environment
@@ -15,6 +17,7 @@ from rl.store import Rollouts, read_traces
 from rl.traces import Trace
 from rl.unlabeled import stratify
 
+DRY_RUN = "--dry_run"
 OFTEN = 20
 """A stage that draws a tier's cases more often than this is likely to learn them by heart, and says so."""
 
@@ -28,16 +31,22 @@ class Training(Experiment):
     def learn(self) -> list[str]:
         """Stage after stage; each starts from what the one before has made of its nodes' policy."""
         stages = self.recipe.curriculum(int(self.trainer.max_steps))
+        folders = [self.run.folder / "stages" / stage.name for stage in stages]
+        # all before the first trainer: making TRL's settings resets the state of accelerate's plugins
+        told = [
+            stage_settings(self.run.command, self.run.arguments, *pair) for pair in zip(stages, folders, strict=True)
+        ]
         with self.run.phase("rollout"):
             if "attending" in self.recipe.nodes:
                 self.tiers = count_tiers(self.upstream("attending"))
             for place, stage in enumerate(stages):  # a stage without cases is refused before any is trained
                 for note in drawn_often(self.plan(place, stage), OFTEN) if self.state.is_main_process else ():
                     print(f"note: stage {stage.name} {note}")
-        for place, stage in enumerate(stages):
-            out = self.run.folder / "stages" / stage.name
+        for place, (stage, out, settings) in enumerate(zip(stages, folders, told, strict=True)):
             if not (out / "model").is_dir():
-                self._train(place, stage, out)
+                self._train(place, stage, out, settings)
+            Rollouts(out / "rollouts", self.state.process_index).close(out / "rollouts.parquet")
+            self.state.wait_for_everyone()
             self.policies |= dict.fromkeys(stage.nodes, str(out / "model"))
         return [stage.name for stage in stages]
 
@@ -51,7 +60,7 @@ class Training(Experiment):
         if self.recipe.tiers == "disagreement":
             stratify(traces, load_policy(self.policies.get("attending", self.recipe.model)), rollout, self.room)
 
-    def _train(self, place: int, stage: Stage, out: Path) -> None:
+    def _train(self, place: int, stage: Stage, out: Path, settings: GRPOConfig) -> None:
         prompts = self.plan(place, stage)
         outcome = {"attending": self.doctor("attending")} if self.recipe.outcome_weight else {}
         rollout = self.rollout(**outcome)
@@ -67,18 +76,19 @@ class Training(Experiment):
                 self.recipe.reroll_steps if len(stage.nodes) > 1 else 0,
                 round(prompts_a_step(self.trainer)),
             )
-            settings = stage_settings(self.run.command, self.run.arguments, stage, out)
             train_stage(environment, self.start(next(iter(stage.nodes))), out, settings)
 
     def findings(self, stages: list[str]) -> dict[str, Any]:
         """The tiers of the training cases, and the tokens that were generated: those trained on, and upstream's."""
         found: dict[str, Any] = {"tokens": {"trained": 0, "upstream": 0}, "tiers": self.tiers}
+        run = self.run.folder
+        rolled = [*run.glob("upstream-train*.parquet"), *run.glob("stages/*/upstream-*.parquet")]
+        for trace in (trace for path in rolled for trace in read_traces(path)):
+            own = [call for call in trace.calls if call.node == "triage"]
+            found["tokens"]["upstream"] += sum(len(call.completion_ids or []) for call in own)
         for stage in stages:
-            folder = self.run.folder / "stages" / stage
-            trained = read_traces(folder / "rollouts.parquet")
-            found["tokens"]["trained"] += sum(len(trace.completion_ids or []) for trace in trained)
-            rolled = [trace for path in folder.glob("upstream-*.parquet") for trace in read_traces(path)]
-            found["tokens"]["upstream"] += sum(len(trace.calls[0].completion_ids or []) for trace in rolled)
+            for trace in read_traces(run / "stages" / stage / "rollouts.parquet"):
+                found["tokens"]["trained"] += len(trace.completion_ids or [])
         return found
 
     def draw(self, stages: list[str], summary: dict[str, Any]) -> None:

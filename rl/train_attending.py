@@ -3,7 +3,7 @@
     python -m rl.train_attending                                            # the clinic, on any two cores
     python -m rl.train_attending --nodes triage attending                   # one policy in both roles
     python -m rl.train_attending --cases cases.jsonl --split train          # cases of one's own
-    python -m rl.train_attending --config rl/configs/paper.yaml --cases ... # the paper's settings, for GPUs
+    python -m rl.train_attending --config rl/configs/one_24gb.yaml --cases ...    # a real model, on a GPU
     python -m rl.train_attending --resume                                   # go on with the last run
 
 Writes `runs/<name>/`: `summary.json`, `metrics.jsonl`, `curves.png`, `model/`, and the traces (`upstream-*.parquet`,
@@ -11,6 +11,7 @@ Writes `runs/<name>/`: `summary.json`, `metrics.jsonl`, `curves.png`, `model/`, 
 `GRPOConfig` and `ModelConfig` is a flag.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,14 +20,20 @@ from trl import GRPOConfig
 from rl.experiment import main as run
 from rl.recipe import Recipe
 from rl.settings import CONFIGS, Command
-from rl.train import Training
+from rl.train import DRY_RUN, Training
 
 COMMAND = Command("rl.train_attending", CONFIGS / "clinic.yaml", Recipe, GRPOConfig)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns the summary."""
-    return run(Training, COMMAND, arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if DRY_RUN in given:
+        from rl.dry_run import show  # only then: it reads more of TRL, accelerate and peft than training does
+
+        show(COMMAND, [argument for argument in given if argument != DRY_RUN])
+        return {}
+    return run(Training, COMMAND, given)
 
 
 if __name__ == "__main__":

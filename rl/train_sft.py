@@ -35,7 +35,7 @@ from rl.stage import last_checkpoint
 from rl.store import read_traces
 from rl.traces import Trace
 from rl.trainer import ImitationTrainer
-from rl.watch import StageProgress
+from rl.watch import StageProgress, tensorboard_in
 
 RIGHT = {"triage": Grading.parse(["format", "specialty"]), "attending": Grading.parse(["format", "accuracy"])}
 """What an answer must be worth imitating."""
@@ -107,14 +107,15 @@ class Imitating(Experiment):
         settings.output_dir = str(out / "checkpoints")
         last = last_checkpoint(out / "checkpoints")
         model, peft_config = start.trainable(settings)
-        trainer = ImitationTrainer(
-            model=model,
-            peft_config=peft_config,
-            args=settings,
-            train_dataset=self.dataset(examples),
-            processing_class=load_processor(start.name),
-            callbacks=[StageProgress(out / "metrics.jsonl", STAGE)],
-        )
+        with tensorboard_in(out / "tensorboard"):
+            trainer = ImitationTrainer(
+                model=model,
+                peft_config=peft_config,
+                args=settings,
+                train_dataset=self.dataset(examples),
+                processing_class=load_processor(start.name),
+                callbacks=[StageProgress(out / "metrics.jsonl", STAGE)],
+            )
         if start.freeze_vision:
             freeze_vision(trainer.model)
         for callback in (ProgressCallback, PrinterCallback):  # one bar is enough

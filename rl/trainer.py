@@ -12,24 +12,28 @@ TRL's `GRPOTrainer` does everything; this subclass adds
 2. prompts that are made when they are needed: an attending's prompt holds what the policy's own triage led to, which
    changes as the policy does;
 3. the same weight for every node of a batch, however many rows it has there;
-4. a record of every rollout with its token ids and log-probabilities, and what there is to watch.
+4. a record of every rollout with its token ids and log-probabilities, and what there is to watch;
+5. one vLLM for all stages.
 
 What it relies on in TRL, each point held by a test in `tests/integration/test_trainer.py`: the dictionary of tensors
 that `_generate_and_score_completions` returns travels through shuffling and splitting; `_compute_loss` asks
 `_get_per_token_logps_and_entropies` exactly once under autograd; the entropies carry a gradient; and
-`_tokenize_prompts` and `_generate_single_turn` answer prompts as the policy stands.
+`_tokenize_prompts` and `_generate_single_turn` answer prompts as the policy stands. vLLM's part has been read, and
+tested with a stand-in, but not run: there was no GPU.
 """
 
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, Trainer
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 from trl.data_utils import prepare_multimodal_messages
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.trainer import grpo_trainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from rl import models
@@ -53,6 +57,28 @@ class _PublishedNames(Trainer):  # type: ignore[misc]
         if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
             saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
             self.model.load_state_dict(saved.state_dict())
+
+
+class SharedVLLM(VLLMGeneration):  # type: ignore[misc]
+    """One vLLM for all stages of a run: a second engine beside the first, or a second link to a server, cannot start.
+
+    A trainer pushes its weights before it first generates, so the engine of the stage before serves the next as well.
+    """
+
+    _last: ClassVar["SharedVLLM | None"] = None
+
+    def _init_vllm(self) -> None:
+        last, SharedVLLM._last = SharedVLLM._last, self
+        if last is None:
+            super()._init_vllm()
+            return
+        for name in ("llm", "tp_group", "vllm_client", "_llm_weights_sleeping"):
+            if hasattr(last, name):
+                setattr(self, name, getattr(last, name))
+        last.model = last.accelerator = None  # the last stage's weights are free to go
+
+
+grpo_trainer.VLLMGeneration = SharedVLLM
 
 
 class _UpToTheEnd(DataCollatorForVisionLanguageModeling):  # type: ignore[misc]
@@ -135,6 +161,7 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
             trace.finish = "stop" if trace.completion_ids[-1] in self.eos_token_ids else "length"
         gammas = environment.gammas(step / max(1, self.state.max_steps))
         output["gamma"] = torch.tensor(gammas, dtype=torch.float32, device=self.accelerator.device)
+        self._metrics["train"]["gamma"].append(output["gamma"].mean().item())
         output["row"] = torch.arange(len(traces), device=self.accelerator.device)
         self._note_lost_groups(output["advantages"])
         output["advantages"] = output["advantages"] * self._node_weights([trace.node for trace in traces])

@@ -3,8 +3,11 @@
 Invariant: a warning says what was measured, what it means and what can be done; each comes once a stage.
 """
 
+import contextlib
 import json
+import os
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +24,7 @@ SHOWN = {
     "token_accuracy": "mean_token_accuracy",
 }
 """What the progress bar shows, by the trainer's names."""
+BOARD = "TENSORBOARD_LOGGING_DIR"
 WINDOW = 20
 """Logged steps that a warning looks back on."""
 LOST, CUT, UNREAD = 0.9, 0.2, 0.5
@@ -30,6 +34,22 @@ COLLAPSED, EXPLODED = 0.1, 3.0
 LEAST_ENTROPY, MOST_ENTROPY = 0.005, 0.5
 UNSEEN = 1e-4
 """Mean change of a token's log-probability, in nats, below which the images do not matter."""
+
+
+@contextlib.contextmanager
+def tensorboard_in(folder: Path) -> Iterator[None]:
+    """Trainers that are made here write for TensorBoard (`--report_to tensorboard`) into a folder.
+
+    By itself it would lie with the checkpoints, which are deleted in the end. Who has named a folder is left to it.
+    """
+    named = os.environ.get(BOARD)
+    os.environ[BOARD] = named or str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(BOARD)
+        if named:
+            os.environ[BOARD] = named
 
 
 class StageProgress(TrainerCallback):  # type: ignore[misc]

@@ -38,7 +38,8 @@ class ClinicDoctor(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         answer = self._answer(messages)
-        message = AIMessage(f"<answer>{answer}</answer>")
+        said_by = {"model_name": f"clinic:doctor-{self.doctor}"}
+        message = AIMessage(f"<answer>{answer}</answer>", response_metadata=said_by)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _answer(self, messages: list[BaseMessage]) -> str:

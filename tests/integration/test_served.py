@@ -4,18 +4,26 @@
 """
 
 import asyncio
-import json
+import dataclasses
 import os
 
 import pytest
+import torch
 from langchain_core.messages import AIMessageChunk
-from langchain_openai import ChatOpenAI
-from openai import DefaultHttpxClient
+from trl.data_utils import prepare_multimodal_messages
 
 from mmedagent_graph import build_graph
+from mmedagent_graph.models import load_model
 from rl.clinic.cases import QUESTION
 from rl.clinic.drawing import FINDINGS
-from rl.models import BASE
+from rl.curriculum import Stage
+from rl.environment import Environment
+from rl.models import BASE, load_processor
+from rl.recipe import stage_settings
+from rl.rollout import roll_upstream
+from rl.store import Rollouts
+from rl.train_attending import COMMAND
+from rl.trainer import ConsultationTrainer
 from tests.integration.servers.vllm_server import served
 
 AT_ONCE = 32
@@ -76,24 +84,56 @@ def test_the_sync_path_ends_the_same(hospital, patients):
         assert told(there.invoke(patient)) == told(here.invoke(patient))
 
 
-def test_server_and_policy_read_and_write_the_same_tokens(url, policy, rollout, upstream):
-    """ChatOpenAI drops the token ids that vLLM returns, so they are read off the wire."""
-    bodies = []
-    model = ChatOpenAI(
-        model="clinic",
-        base_url=url,
-        api_key="none",
-        use_responses_api=False,
-        extra_body={"return_token_ids": True},
-        http_client=DefaultHttpxClient(event_hooks={"response": [lambda response: bodies.append(response.read())]}),
+@pytest.fixture(scope="module")
+def asked(rollout, cases, upstream):
+    """Consultations that pause at triage and at the attending; the cases of one have two images."""
+    triage = asyncio.run(roll_upstream(rollout, cases[:6], node="triage", quiet=True))
+    two = [dataclasses.replace(trace, images=trace.images + upstream[0].images) for trace in upstream[6:8]]
+    return [*triage, *upstream[:6], *two]
+
+
+def test_trainer_policy_and_server_read_the_same_tokens(url, policy, rollout, asked, tmp_path):
+    """Prompt ids are identical, images included, in training, in process and served; so are the greedy answers, and
+    their log-probabilities in float32 within 1e-3."""
+    served = load_model("vllm:clinic").bind(logprobs=True)
+    trainer = trainer_of(asked, rollout, tmp_path)
+    rows = [trainer.train_dataset[i] for i in range(len(asked))]
+    chats = [prepare_multimodal_messages(row["prompt"], row["images"]) for row in rows]
+    trained, _, _ = trainer._tokenize_prompts(chats)
+    for i, trace in enumerate(asked):
+        there, here = served.invoke(rollout.prompt(trace)), policy.invoke(rollout.prompt(trace))
+        ids, said = there.response_metadata["prompt_token_ids"], there.response_metadata["token_ids"]
+        assert trained[i] == ids == here.response_metadata["prompt_token_ids"]
+        assert said == here.response_metadata["token_ids"]
+        told = [token["logprob"] for token in there.response_metadata["logprobs"]["content"]]
+        one = trainer._tokenize_prompts([chats[i]])[2]
+        scored = logprobs_of(trainer, ids, said, one)
+        torch.testing.assert_close(torch.tensor(told[: len(said)]), scored, atol=1e-3, rtol=0)
+
+
+def trainer_of(traces, rollout, folder):
+    """A trainer in float32 over these very prompts."""
+    stage = Stage("1-mixed", 1, 0.0, {}, {"triage": 1.0, "attending": 1.0})
+    flags = [f"--per_device_train_batch_size={2 * len(traces)}", "--num_generations=2"]
+    return ConsultationTrainer(
+        environment=Environment(stage, traces, rollout, {}, Rollouts(folder / "rollouts"), folder),
+        model=str(BASE),
+        args=stage_settings(COMMAND, flags, stage, folder),
+        processing_class=load_processor("clinic:base"),
     )
-    for trace in upstream[:8]:
-        prompt = rollout.prompt(trace)
-        there, here = model.invoke(prompt), policy.invoke(prompt)
-        reply = json.loads(bodies.pop())
-        assert reply["prompt_token_ids"] == here.response_metadata["prompt_token_ids"]
-        assert reply["choices"][0]["token_ids"] == here.response_metadata["token_ids"]
-        assert there.text == here.text
+
+
+def logprobs_of(trainer, prompt, completion, fields):
+    """What the trainer makes of a completion, token by token."""
+    images = {name: torch.as_tensor(fields[name]) for name in ("pixel_values", "image_grid_thw")}
+    ids = torch.tensor([[*prompt, *completion]])
+    kinds = (ids == trainer.processing_class.image_token_id).long()
+    images |= {"mm_token_type_ids": kinds, "num_images": [len(images["image_grid_thw"])]}
+    with torch.no_grad():
+        logps, _, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, torch.ones_like(ids), len(completion), **images
+        )
+    return logps[0]
 
 
 def test_another_image_is_another_answer(hospital, cases):

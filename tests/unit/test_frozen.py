@@ -23,11 +23,16 @@ from fakes import (
     refers,
     said,
     says,
+    streaming,
     untagged,
     usage,
     voting,
 )
+from langchain_core.caches import InMemoryCache as LangChainCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.outputs import LLMResult
 from langchain_openai import ChatOpenAI
 from langgraph.cache.base import BaseCache
 from langgraph.cache.memory import InMemoryCache
@@ -212,6 +217,54 @@ def test_a_cached_answer_of_a_broken_model_serves(cache: BaseCache[Any], consult
     away = breaks(ConnectionError("away"))
     result = consult(graph(triage=away, specialists=away, attending=away, cache=cache), QUESTION)
     assert result["decision"]["answer"] == "CT"
+
+
+@pytest.mark.parametrize("how", ["stream", "astream"])
+def test_an_answer_out_of_the_cache_is_streamed_as_any_other(how: str) -> None:
+    given = graph(specialists=answers("CT"), cache=InMemoryCache())
+    heard = [
+        sorted(
+            (told["langgraph_node"], str(told.get("doctor")), message.text)
+            for message, told in streaming(how)(given, QUESTION, stream_mode="messages")
+            if message.type == "ai"
+        )
+        for _ in range(2)
+    ]
+    assert len(heard[0]) == 6  # five models, and the reply to the user
+    assert heard[1] == heard[0]
+
+
+def test_tokens_of_a_cached_answer_are_not_counted_again(consult: Consult) -> None:
+    given = graph(attending=says("CT"), cache=InMemoryCache())
+    costs = []
+    for _ in range(2):
+        costs.append(Costs())
+        consult(given, QUESTION, {"callbacks": [costs[-1]]})
+    assert [cost.tokens for cost in costs] == [5 * (INPUT_TOKENS + OUTPUT_TOKENS), 0]
+    assert [cost.answers for cost in costs] == [5, 5]
+
+
+class Costs(BaseCallbackHandler):
+    """What a run costs, by the callbacks."""
+
+    def __init__(self) -> None:
+        self.tokens = self.answers = 0
+
+    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        self.answers += 1
+        self.tokens += (response.generations[0][0].message.usage_metadata or {}).get("total_tokens", 0)  # type: ignore[union-attr]
+
+
+def test_the_cache_of_langchain_does_not_mix_up_the_doctors(consult: Consult) -> None:
+    """Three doctors get one prompt; LangChain's cache would know only that."""
+    samples = iter(["CT", "MRI", "PET", "no more"])
+    given = graph(specialists=FakeModel(answer=lambda _: next(samples), cache=False), cache=InMemoryCache())
+    first = consult(given, QUESTION)
+    set_llm_cache(LangChainCache())
+    try:
+        assert said(consult(given, QUESTION)) == said(first)
+    finally:
+        set_llm_cache(None)
 
 
 WORKER = """

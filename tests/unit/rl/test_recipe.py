@@ -37,12 +37,11 @@ def test_the_default_recipe_is_the_clinics():
 
 
 def test_the_papers_recipe_says_what_the_paper_says():
-    recipe, trainer, _ = read(f"--config {CONFIGS / 'paper.yaml'} --use_cpu true")
+    recipe, trainer, _ = read(f"--config {CONFIGS / 'eight_gpus.yaml'} --use_cpu true")
     assert recipe.gammas == [1e-4, 5e-3, 3e-2]
     assert recipe.betas == [1e-3, 4e-3, 1e-2]
     assert (trainer.learning_rate, trainer.temperature, trainer.num_generations) == (1e-6, 1.0, 8)
-    batch = trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps  # in one process
-    assert batch == 128
+    assert trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * 8 == 128  # on eight GPUs
     assert shares_of(recipe) == [tiers(1, 0, 0), tiers(0, 1, 0), tiers(0, 0, 1)]
     pure = [(stage.beta, stage.gammas[tier]) for stage, tier in zip(recipe.curriculum(-1), TIERS, strict=True)]
     assert pure == [(1e-3, 1e-4), (4e-3, 5e-3), (1e-2, 3e-2)]

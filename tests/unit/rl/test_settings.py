@@ -13,7 +13,10 @@ SHIPPED = {
     "clinic.yaml": ATTENDING,
     "clinic_sft.yaml": SFT,
     "clinic_triage.yaml": TRIAGE,
-    "paper.yaml": ATTENDING,
+    "one_24gb.yaml": ATTENDING,
+    "one_80gb.yaml": ATTENDING,
+    "eight_gpus.yaml": ATTENDING,
+    "two_nodes.yaml": ATTENDING,
 }
 
 
@@ -115,7 +118,7 @@ REFUSED = {
     "seed too large": (f"--seed {SEEDS}", ["seed", str(SEEDS), f"0 to {SEEDS - 1}"]),
     "negative seed": ("--seed=-1", ["seed", "-1", "overlap"]),
     "TRL's name of the model": ("--model_name_or_path x/y", ["model_name_or_path", "'x/y'", "--model"]),
-    "unknown config": ("--config nowhere.yaml", ["config", "'nowhere.yaml'", "clinic.yaml", "paper.yaml"]),
+    "unknown config": ("--config nowhere.yaml", ["config", "'nowhere.yaml'", "clinic.yaml", "eight_gpus.yaml"]),
     "config, joined": ("--config=nowhere.yaml", ["config", "'nowhere.yaml'", "clinic.yaml"]),
     "config without a name": ("--seed 1 --config", ["config", "expected one argument", "YAML"]),
     "unknown flag": ("--learning_speed 3", ["--learning_speed"]),

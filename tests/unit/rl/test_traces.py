@@ -1,138 +1,22 @@
-"""Traces are plain JSON, survive a killed run, and never show the answer key."""
+"""A trace goes back into the graph, never shows the answer key, and tells which models said what."""
 
+import asyncio
 import dataclasses
-import itertools
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from fakes import QUESTION, FakeModel, answers, breaks, graph, refers, says
+from hypothesis import given
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.cache.memory import InMemoryCache
+from strategies import a_trace, quiet
 
 from mmedagent_graph.nodes import Attending
 from rl.datasets import LabeledCase
-from rl.traces import (
-    Completion,
-    Trace,
-    append_completions,
-    append_traces,
-    forget_after,
-    read_completions,
-    read_traces,
-)
+from rl.traces import CallRecorder, NodeCall, Trace, is_right
 
-text = st.text(max_size=12)
-maybe = st.none() | text
-opinion = st.fixed_dictionaries(
-    {
-        "specialty": text,
-        "doctor": st.integers(1, 9),
-        "answer": maybe,
-        "index": st.none() | st.integers(0, 3),
-        "reasoning": text,
-        "error": maybe,
-    }
-)
-decision = st.fixed_dictionaries(
-    {
-        "answer": maybe,
-        "index": st.none(),
-        "reasoning": text,
-        "agreement": st.none() | st.floats(0, 1),
-        "opinions": st.integers(0, 3),
-    }
-)
-a_trace = st.builds(
-    Trace,
-    case=text,
-    question=text,
-    options=st.lists(text, max_size=3),
-    images=st.lists(text, max_size=2),
-    context=maybe,
-    answer=text,
-    specialty=maybe,
-    referral=st.none() | st.fixed_dictionaries({"specialty": maybe, "reasoning": text}),
-    opinions=st.lists(opinion, max_size=3),
-    decision=st.none() | decision,
-    node=text,
-    text=maybe,
-    usage=st.dictionaries(text, st.integers(), max_size=2),
-    tier=st.none() | st.sampled_from(["easy", "medium", "hard"]),
-    rewards=st.dictionaries(text, st.floats(allow_nan=False), max_size=2),
-)
-quiet = settings(deadline=None, max_examples=60)
-
-
-@pytest.fixture(scope="session")
-def new_file(tmp_path_factory):
-    folder, number = tmp_path_factory.mktemp("traces"), itertools.count()
-    return lambda: folder / "deep" / f"{next(number)}.jsonl"
-
-
-@quiet
-@given(first=st.lists(a_trace, max_size=2), second=st.lists(a_trace, max_size=2))
-def test_traces_come_back_as_they_were_appended(new_file, first, second):
-    path = new_file()
-    append_traces(path, first)
-    append_traces(path, second)
-    assert list(read_traces(path)) == first + second
-
-
-def test_a_file_that_is_not_there_holds_no_traces(tmp_path):
-    assert list(read_traces(tmp_path / "none.jsonl")) == []
-
-
-@pytest.mark.parametrize("question", ["Where?", "Où ça ? 肺"])
-def test_whatever_a_kill_cuts_off_only_the_last_line_is_lost(tmp_path, trace, question):
-    path = tmp_path / "traces.jsonl"
-    append_traces(path, [trace(case=str(i), question=question) for i in range(2)])
-    data = path.read_bytes()
-    first = data.index(b"\n") + 1
-    for cut in range(first, len(data)):  # in the middle of a character, too
-        path.write_bytes(data[:cut])
-        assert [done.case for done in read_traces(path)] == ["0"], f"cut after {data[max(0, cut - 9) : cut]!r}"
-
-
-def test_a_resumed_run_appends_behind_an_unfinished_line(tmp_path, trace):
-    path = tmp_path / "traces.jsonl"
-    append_traces(path, [trace(case="0"), trace(case="1")])
-    path.write_bytes(path.read_bytes()[:-20])
-    append_traces(path, [trace(case="1"), trace(case="2")])
-    assert [done.case for done in read_traces(path)] == ["0", "1", "2"]
-
-
-def completion(step, answer="cyst"):
-    return Completion(case="a", step=step, text="x", answer=answer, rewards={"accuracy": 1.0}, tier="easy")
-
-
-def test_completions_come_back(tmp_path):
-    path = tmp_path / "completions.jsonl"
-    append_completions(path, [completion(1), completion(2, None)])
-    assert list(read_completions(path)) == [completion(1), completion(2, None)]
-
-
-def test_a_completion_is_what_a_graded_trace_adds(trace):
-    graded = trace(text="t", decision={"answer": "scar"}, rewards={"format": 0.5}, tier="hard")
-    assert Completion.of(graded, 7) == Completion("case-1", 7, "t", "scar", {"format": 0.5}, "hard")
-    assert Completion.of(trace(text="t"), 7).answer is None
-
-
-@quiet
-@given(steps=st.lists(st.integers(1, 9), max_size=8), last=st.integers(0, 9), cut=st.booleans())
-def test_what_came_after_a_checkpoint_is_forgotten(new_file, steps, last, cut):
-    path = new_file()
-    append_completions(path, map(completion, steps))
-    if cut:
-        with path.open("a") as file:
-            file.write('{"case": "b", "st')
-    forget_after(path, last)
-    assert [row.step for row in read_completions(path)] == [step for step in steps if step <= last]
-    append_completions(path, [completion(last + 1)])
-    assert [row.step for row in read_completions(path)][-1] == last + 1
-
-
-def test_there_may_be_nothing_to_forget(tmp_path):
-    forget_after(tmp_path / "none.jsonl", 3)
-    assert not (tmp_path / "none.jsonl").exists()
+# Traces
 
 
 def test_a_trace_of_a_state_goes_back_into_the_attending(images, opinions, png):
@@ -142,16 +26,20 @@ def test_a_trace_of_a_state_goes_back_into_the_attending(images, opinions, png):
         "referral": {"specialty": "Radiologist", "reasoning": "r"},
         "opinions": opinions("left", None),
         "decision": None,
-        "usage": {"triage": {"calls": 1, "input_tokens": 2, "output_tokens": 3}},
+        "usage": {"triage": {"calls": 1, "cached": 0, "input_tokens": 2, "output_tokens": 3}},
     }
     case = LabeledCase("a", "Where is it?", "SECRET-KEY", specialty="SECRET-LABEL")
-    trace = Trace.of(case, state, "attending")
+    call = NodeCall("triage", None, None, None, "m", "t", None, None, None, None)
+    trace = Trace.of(case, state, "attending", calls=[call])
     assert (trace.case, trace.answer, trace.specialty, trace.node) == ("a", "SECRET-KEY", "SECRET-LABEL", "attending")
+    assert trace.calls == [call]
     assert trace.state() == state
     prompt = Attending(images).render(trace.given())
     assert prompt == Attending(images).render({**fields, "referral": state["referral"], "opinions": state["opinions"]})
     assert "Doctor 1 (Radiologist): left\nDoctor 2 (Radiologist): no opinion" in prompt[1].text
-    stored = Trace(**json.loads(json.dumps(dataclasses.asdict(trace))))
+    plain = json.loads(json.dumps(dataclasses.asdict(trace)))
+    stored = Trace(**{**plain, "calls": [NodeCall(**one) for one in plain["calls"]]})
+    assert stored == trace
     assert Attending(images).render(stored.given()) == prompt
 
 
@@ -162,5 +50,121 @@ def test_an_attending_without_referral_and_opinions_can_be_asked(images, trace):
 @quiet
 @given(trace=a_trace)
 def test_neither_state_nor_prompt_ever_holds_the_key(trace):
-    trace = dataclasses.replace(trace, answer="SECRET-KEY", specialty="SECRET-LABEL", text="SECRET-TEXT")
-    assert "SECRET" not in json.dumps([trace.state(), trace.given(), trace.fields()])
+    secret = dataclasses.replace(trace, answer="SECRET-KEY", specialty="SECRET-LABEL", text="SECRET-TEXT")
+    assert "SECRET" not in json.dumps([secret.state(), secret.given(), secret.fields()])
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"), [("cyst", True), ("CYST.", True), (None, False), ("", False), ("cys", False)]
+)
+def test_is_right(answer, right):
+    assert is_right(answer, "cyst") is right
+
+
+def test_nothing_is_right_where_the_key_is_blank():
+    assert not is_right("", "")
+
+
+@pytest.mark.parametrize(
+    ("key", "decision", "decided", "right"),
+    [
+        ("cyst", {"answer": "Cyst"}, "Cyst", True),
+        ("cyst", {"answer": "scar"}, "scar", False),
+        ("cyst", {"answer": None}, None, False),
+        ("cyst", None, None, None),
+        (None, {"answer": "Cyst"}, "Cyst", None),
+    ],
+)
+def test_a_trace_tells_whether_it_is_right_where_that_can_be_told(trace, key, decision, decided, right):
+    told = trace(answer=key, decision=decision)
+    assert (told.decided, told.right) == (decided, right)
+
+
+# Calls
+
+
+class Measured(FakeModel):
+    """A model that tells its tokens."""
+
+    logprobs: object = None
+
+    def _generate(self, messages, _=None, run_manager=None, **__):
+        told = {
+            "model_name": f"measured-{self.label}",
+            "prompt_token_ids": [1, 2, 3],
+            "token_ids": [4, 5],
+            "logprobs": self.logprobs,
+            "finish_reason": "length",
+        }
+        message = AIMessage(self._said(messages, run_manager), response_metadata=told)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def recorded(graph, how="ainvoke", **more):
+    recorder = CallRecorder()
+    config = {"callbacks": [recorder]}
+    if how == "invoke":
+        graph.invoke(QUESTION, config, **more)
+    else:
+        asyncio.run(graph.ainvoke(QUESTION, config, **more))
+    return recorder.calls
+
+
+def in_order(calls):
+    """The specialists are heard at the same time."""
+    return sorted(calls, key=lambda call: (call.doctor or 0, call.vote or 0))
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_every_call_is_recorded_with_who_made_it(how):
+    calls = recorded(graph(triage=refers("Surgeon"), specialists=[says("CT"), says("MRI")]), how)
+    assert [call.node for call in calls] == ["triage", "specialist", "specialist", "attending"]
+    assert calls[0].text == "<think>By the image.</think><answer>Surgeon</answer>"
+    assert sorted((call.specialty, call.doctor, call.text) for call in calls[1:3]) == [
+        ("Surgeon", 1, "CT"),
+        ("Surgeon", 2, "MRI"),
+    ]
+    told = [(call.prompt_ids, call.completion_ids, call.logprobs, call.finish, call.model) for call in calls]
+    assert set(told) == {(None, None, None, None, None)}  # a fake tells nothing of this
+
+
+def test_votes_are_told_apart():
+    calls = recorded(graph(votes=3))
+    assert sorted(call.vote for call in calls if call.node == "vote") == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, None),
+        ([-0.5, -1.0], [-0.5, -1.0]),
+        ({"content": [{"token": "C", "logprob": -0.5}], "refusal": None}, [-0.5]),
+        ({"content": None}, []),
+    ],
+    ids=["none", "list", "as OpenAI tells them", "none of OpenAI's"],
+)
+def test_what_a_model_tells_of_its_tokens_is_kept(given, expected):
+    call = recorded(graph(attending=Measured(answer=lambda _: "CT", label="a", logprobs=given)))[-1]
+    assert call == NodeCall("attending", None, None, None, "measured-a", "CT", [1, 2, 3], [4, 5], expected, "length")
+
+
+def test_a_model_that_does_not_tell_its_name_is_named_by_langchain():
+    class Named(FakeModel):
+        model_name: str = "the-model"
+
+    assert recorded(graph(triage=Named(answer=lambda _: "Surgeon")))[0].model == "the-model"
+
+
+def test_a_call_that_failed_is_none():
+    calls = recorded(graph(specialists=[breaks(RuntimeError("away")), answers("CT")]))
+    assert [(call.node, call.doctor) for call in calls] == [("triage", None), ("specialist", 2), ("attending", None)]
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_an_answer_out_of_the_cache_is_recorded_as_the_first_one(how):
+    model = Measured(answer=lambda _: "CT", label="a", logprobs=[-1.0, -2.0])
+    given = graph(triage=refers(), specialists=model, attending=model, votes=2, cache=InMemoryCache())
+    first, second = recorded(given, how), recorded(given, how)
+    assert len(model.seen) == 5
+    assert len(first) == 6
+    assert in_order(second) == in_order(first)

@@ -1,0 +1,72 @@
+"""A file of `accelerate launch`, read as the launcher reads it: how many processes there are, and what is split.
+
+Invariant: what this accepts, the launched processes accept: the values go through accelerate's own launcher and its
+own FSDP plugin, which both work without a GPU. Keys that the launcher would pass over in silence are refused.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
+
+ZERO = {0: (), 1: ("optimizer",), 2: ("optimizer", "gradients"), 3: ("optimizer", "gradients", "weights")}
+"""What each stage of DeepSpeed's ZeRO splits over the processes; FSDP splits what stage 3 does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How a run is launched. The default is a plain `python -m`."""
+
+    processes: int = 1
+    machines: int = 1
+    mixed_precision: str = ""
+    """Accelerate's word for it, or nothing where the launcher is not asked."""
+    splits: tuple[str, ...] = ()
+    """What each process holds only its share of: weights, gradients, optimizer."""
+    fsdp: Any = None
+    """Accelerate's `FullyShardedDataParallelPlugin`, where FSDP is used."""
+
+
+def read_launch(path: Path) -> Launch:
+    """What a file of `accelerate launch --config_file` asks for.
+
+    Raises:
+        ValueError: naming the file and what in it cannot work.
+    """
+    try:
+        config = load_config_from_file(str(path))
+        parser = launch_command_parser()
+        known = {action.dest for action in parser._actions}
+        for section in ("fsdp_config", "deepspeed_config"):
+            for key in getattr(config, section):
+                if key not in known:
+                    ours = ", ".join(sorted(name for name in known if name.startswith(section[:4])))
+                    raise ValueError(f"{section}: {key!r} is unknown to accelerate; it knows {ours}")
+        arguments, *_ = _validate_launch_command(parser.parse_args(["--config_file", str(path), "a_script.py"]))
+        if not arguments.num_processes or arguments.num_processes % arguments.num_machines:
+            raise ValueError(
+                f"num_processes: {arguments.num_processes} processes cannot be shared by "
+                f"num_machines: {arguments.num_machines}; give a multiple of it"
+            )
+        fsdp = _fsdp_plugin(arguments) if arguments.use_fsdp else None
+        stage = 3 if fsdp else int(config.deepspeed_config.get("zero_stage", 0))
+        splits = ZERO[stage]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"accelerate: {str(path)!r} cannot be launched: {error}") from error
+    return Launch(arguments.num_processes, arguments.num_machines, arguments.mixed_precision, splits, fsdp)
+
+
+def _fsdp_plugin(arguments: Any) -> Any:
+    """The plugin that a launched process makes of the environment which the launcher gives it."""
+    if arguments.fsdp_version not in (1, 2):
+        raise ValueError(f"fsdp_version: {arguments.fsdp_version!r} is unknown; choose 1 or 2")
+    arguments.main_process_port = 0  # any free one: a check must not need the run's own port
+    environment = prepare_multi_gpu_env(arguments)
+    with patch.dict(os.environ, environment):
+        return FullyShardedDataParallelPlugin()
