@@ -75,6 +75,7 @@ class Runner:
         environment = make_environment(stage, self.upstream, self.images, out, settings, reroll)
         start = Start(model, read_settings(COMMAND, arguments).model, freeze_vision)
         train_stage(environment, start, out, settings)
+        environment.record.close(out / "rollouts.parquet")
         return out / "model"
 
 
