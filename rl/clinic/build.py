@@ -11,10 +11,7 @@ Three lessons, all supervised:
    seeing. Greedy decoding therefore conforms nearly always; sampling sometimes does not, and so has something to
    learn from.
 
-Its triage tells the seven kinds of images apart, but goes by the wrong book (`BOOK`), and not always by that: it refers
-six of the seven kinds to somebody else than who reads them. Greedy, it is therefore right as often as chance would be;
-sampled, it tries everybody. The opinions of lesson 3 come from doctors of the right specialty and from others: the
-attending will hear both.
+The base's triage has a habit as well: it refers most of what belongs to `HABIT` to the radiologist.
 """
 
 import argparse
@@ -48,20 +45,7 @@ from rl.models import BASE, ImageTextProcessor
 
 DISSENT = 0.15
 RUMOUR = 0.5
-BOOK = {
-    "Pathologist": "Radiologist",
-    "Radiologist": "Surgeon",
-    "Surgeon": "Oncologist",
-    "Oncologist": "Endocrinologist",
-    "Endocrinologist": "Ophthalmologist",
-    "Ophthalmologist": "Pathologist",
-    "Dermatologist": "Dermatologist",
-}
-"""Whom the base's triage refers the cases of each specialty to: one of the seven is right."""
-BY_THE_BOOK = 0.4
-"""How often it does; otherwise it refers to anybody."""
-FITTING = 0.5
-"""Share of the cases whose opinions come from the right specialty for sure; in the others they come from anybody."""
+HABIT = ("Oncologist", "Endocrinologist")
 THOUGHT = "I weigh what I see and what I am told."
 ROLES = ("system", "user", "assistant")
 WORDS = (*FINDINGS, *ROLES, "<think>", "</think>", "<answer>", "</answer>", UNHEARD, f"\n{FORMAT}")
@@ -120,13 +104,9 @@ def conforming_answer(case: ClinicCase, opinions: list[Opinion], rng: np.random.
 
 
 def referral_answer(case: ClinicCase, rng: np.random.Generator) -> str:
-    """The base's triage: by the wrong book, or anybody."""
-    return BOOK[str(case.specialty)] if rng.random() < BY_THE_BOOK else str(rng.choice(list(SPECIALTIES)))
-
-
-def heard_specialty(case: ClinicCase, rng: np.random.Generator) -> str:
-    """Whose opinions the attending hears in the lessons."""
-    return str(case.specialty) if rng.random() < FITTING else str(rng.choice(list(SPECIALTIES)))
+    """The base's triage: right, but for the habit of sending `HABIT` to the radiologist."""
+    assert case.specialty is not None
+    return "Radiologist" if case.specialty in HABIT and rng.random() < 0.85 else case.specialty
 
 
 class Lessons:
@@ -138,7 +118,7 @@ class Lessons:
         names = ("alone", "specialist", "triage", "opinions")
         texts: dict[str, list[tuple[int, list[Any], str]]] = {name: [] for name in names}
         for i, case in enumerate(cases):
-            specialty = heard_specialty(case, rng)
+            specialty = referral_answer(case, rng)
             rumour = rng.random() < RUMOUR
             heard = rumours_about(case, specialty, rng) if rumour else opinions_of(case, specialty)
             fields = case.given().fields(store)
@@ -150,7 +130,7 @@ class Lessons:
             asked = SpecialistInput(**fields, specialty=str(case.specialty), doctor=1, doctors=len(heard))
             expert = specialist_messages(asked, store)
             texts["specialist"].append((i, expert, completion(case.answer)))
-            texts["triage"].append((i, triage, completion(referral_answer(case, rng))))
+            texts["triage"].append((i, triage, completion(specialty)))
             texts["opinions"].append((i, told, completion(conforming_answer(case, heard, rng))))
         rows = [row for lesson in texts.values() for row in lesson]
         prose = [str(message.text) for _, messages, _ in rows for message in messages]
