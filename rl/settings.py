@@ -176,7 +176,10 @@ def parse(command: Command, arguments: Sequence[str], processes: int | None = No
     if processes:
         trainer = type(trainer.__name__, (trainer,), {"world_size": property(lambda _: processes)})
     parser = _Parser((command.recipe, trainer, ModelConfig))
-    return Settings(*parser.parse_args_into_dataclasses(flags_of(command, arguments)))
+    settings = Settings(*parser.parse_args_into_dataclasses(flags_of(command, arguments)))
+    if settings.model.use_peft and settings.model.lora_target_modules is None:
+        settings.model.lora_target_modules = "all-linear"  # PEFT has no default for Qwen2.5-VL, and would refuse late
+    return settings
 
 
 class _Parser(TrlParser):  # type: ignore[misc]

@@ -1,5 +1,6 @@
 """Real parts: the clinic's base model, its images, real TRL steps."""
 
+import asyncio
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mmedagent_graph.images import ImageStore
+from rl.clinic.doctors import DOCTORS
 from rl.cohort import clinic_cohort
 from rl.policy import PolicyChatModel, load_policy
 from rl.rollout import Rollout, roll_upstream
@@ -32,8 +34,6 @@ def policy() -> PolicyChatModel:
 
 @pytest.fixture(scope="session")
 def rollout(images: ImageStore) -> Rollout:
-    from rl.clinic.doctors import DOCTORS
-
     return Rollout(triage="clinic:base", specialists=DOCTORS, images=images)
 
 
@@ -45,6 +45,10 @@ def cases(images: ImageStore):
 @pytest.fixture(scope="session")
 def upstream(rollout: Rollout, cases) -> list[Trace]:
     """What the specialists said of the cases, with tiers."""
-    import asyncio
+    return asyncio.run(roll_upstream(rollout, cases, quiet=True))
 
-    return asyncio.run(roll_upstream(rollout, cases))
+
+@pytest.fixture(scope="session")
+def arrivals(rollout: Rollout, cases) -> list[Trace]:
+    """The cases before triage."""
+    return asyncio.run(roll_upstream(rollout, cases, node="triage", quiet=True))

@@ -11,23 +11,33 @@ from pathlib import Path
 import pytest
 
 from rl.evaluate import main as evaluate_main
-from rl.traces import read_completions, read_traces
+from rl.store import load_frame, read_traces
 from rl.train_attending import main
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SMALL = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--logging_steps", "1", "--save_steps", "2"]
 CLINIC = ["--train_size", "40", "--eval_size", "24", *SMALL]
+BOTH = ["--nodes", "triage", "attending", "--reroll_steps", "2"]
+TIERS = ("easy", "medium", "hard")
 FIGURE = {"accuracy", "low", "high", "n"}
+SUMMARY = {
+    *("before", "after", "ideal", "gap_closed", "confusion", "unparsed", "cases", "tiers", "tokens"),
+    *("seconds", "seed", "recipe", "arguments", "versions"),
+}
 
 
 def test_the_clinic_from_end_to_end(tmp_path: Path):
     summary = main(["--runs", str(tmp_path), "--name", "one", "--max_steps", "6", *CLINIC])
     run = tmp_path / "one"
     assert json.loads((run / "summary.json").read_text()) == summary
+    assert set(summary) == SUMMARY
     for when in ("before", "after", "ideal"):
-        assert set(summary[when]) == {"overall", "easy", "medium", "hard"}
+        assert set(summary[when]) == {"overall", *TIERS} | ({"triage"} if when != "ideal" else set())
         assert all(set(figure) == FIGURE for figure in summary[when].values())
         assert summary[when]["overall"]["n"] == 24
+    assert summary["before"]["triage"] == summary["after"]["triage"]  # which is frozen
+    assert summary["cases"] == {"train": 40, "held_out": 24, "skipped": 0}
+    assert sum(summary["tiers"].values()) == 40
     assert set(summary["unparsed"]) == {"before", "after"}
     assert set(summary["seconds"]) >= {"rollout", "before", "ideal", "1-easy", "2-medium", "3-hard", "after"}
     assert (summary["seed"], summary["recipe"]) == (0, "clinic")
@@ -37,12 +47,97 @@ def test_the_clinic_from_end_to_end(tmp_path: Path):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == {"1-easy", "2-medium", "3-hard"}
     assert {"reward", "entropy", "kl"} <= set(rows[0])
-    assert len(list(read_traces(run / "after.jsonl"))) == 24
+    assert len(list(read_traces(run / "after.parquet"))) == 24
+    tokens = 0
     for stage in ("1-easy", "2-medium", "3-hard"):
-        completions = list(read_completions(run / "stages" / stage / "completions.jsonl"))
-        steps = {completion.step for completion in completions}
+        rollouts = list(read_traces(run / "stages" / stage / "rollouts.parquet"))
+        steps = {rollout.step for rollout in rollouts}
         assert steps == set(range(1, len(steps) + 1))
-        assert len(completions) == 8 * len(steps)
+        assert len(rollouts) == 8 * len(steps)
+        assert all(len(rollout.logprobs) == len(rollout.completion_ids) for rollout in rollouts)
+        tokens += sum(len(rollout.completion_ids) for rollout in rollouts)
+    assert summary["tokens"]["trained"] == tokens
+    frame = load_frame(run)
+    assert set(frame.node) == {"attending"}
+    assert len(frame) == 40 + 24 + 24 + 24 + 8 * 6
+
+
+def test_both_nodes_as_one_policy(tmp_path: Path):
+    summary = main(["--runs", str(tmp_path), "--name", "both", "--max_steps", "6", *BOTH, *CLINIC])
+    run = tmp_path / "both"
+    assert set(summary) == SUMMARY
+    assert summary["before"]["triage"]["n"] == summary["after"]["triage"]["n"] == 24
+    for when in ("before", "after"):
+        rows = summary["confusion"][when]
+        assert sum(n for row in rows.values() for n in row.values()) == 24
+        right = sum(row.get(label, 0) for label, row in rows.items())
+        assert summary[when]["triage"]["accuracy"] == right / 24
+    for stage in ("1-easy", "2-medium", "3-hard"):
+        folder = run / "stages" / stage
+        rollouts = list(read_traces(folder / "rollouts.parquet"))
+        assert {rollout.node for rollout in rollouts} == {"triage", "attending"}
+        for rollout in rollouts:
+            assert set(rollout.rewards) == {"format", "specialty" if rollout.node == "triage" else "accuracy"}
+        assert sorted(path.name for path in folder.glob("upstream-*.parquet")) == ["upstream-000000.parquet"]
+    assert summary["tokens"]["upstream"] > 0
+    # each measurement and each stage has the upstream of its own triage
+    names = {path.stem for path in run.glob("upstream-*.parquet")}
+    assert names == {
+        *("upstream-train-start", "upstream-train-1-easy", "upstream-train-2-medium"),
+        *("upstream-before", "upstream-after"),
+    }
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"unparsed/triage", "rewards/specialty", "rewards/accuracy", "no_variance/triage"} <= set(rows[0])
+    assert not list(run.glob("model-*"))  # there is one model
+
+
+def test_both_nodes_in_turn(tmp_path: Path):
+    flags = ["--nodes", "triage", "attending", "--alternate", "--max_steps", "12"]
+    summary = main(["--runs", str(tmp_path), "--name", "turns", *flags, *CLINIC])
+    run = tmp_path / "turns"
+    stages = [f"{place}-{tier}-{node}" for place, tier in enumerate(TIERS, 1) for node in ("triage", "attending")]
+    assert sorted(path.name for path in (run / "stages").iterdir()) == sorted(stages)
+    assert set(summary["seconds"]) >= set(stages)
+    for stage in stages:
+        nodes = {rollout.node for rollout in read_traces(run / "stages" / stage / "rollouts.parquet")}
+        assert nodes == {stage.rpartition("-")[2]}
+    # each node's next stage starts from its own last one; two models remain
+    for node in ("triage", "attending"):
+        assert (run / f"model-{node}").resolve() == (run / "stages" / f"3-hard-{node}" / "model").resolve()
+    # the attending's prompts of a stage come from the triage that was trained just before it
+    assert {path.stem for path in run.glob("upstream-train-*.parquet")} == {
+        "upstream-train-start",
+        *(f"upstream-train-{place}-{tier}-triage" for place, tier in enumerate(TIERS, 1)),
+    }
+
+
+def test_both_nodes_in_turn_with_an_adapter_each(tmp_path: Path):
+    lora = ["--use_peft", "true", "--lora_r", "2", "--stages", "mixed", "mixed", "--stage_steps", "2", "2"]
+    weights = ["--betas", "0.01", "0.01", "--rehearsal", "0", "--output", "adapter"]
+    flags = ["--nodes", "triage", "attending", "--alternate", *lora, *weights]
+    main(["--runs", str(tmp_path), "--name", "turns", *flags, *CLINIC])
+    for node in ("triage", "attending"):
+        config = json.loads((tmp_path / "turns" / f"model-{node}" / "adapter_config.json").read_text())
+        assert config["r"] == 2
+        assert "clinic/base" in config["base_model_name_or_path"]
+
+
+def test_an_adapter_is_merged_in_the_end(tmp_path: Path):
+    flags = ["--use_peft", "true", "--lora_r", "2", "--max_steps", "2"]
+    summary = main(["--runs", str(tmp_path), "--name", "merged", *flags, *CLINIC])
+    model = tmp_path / "merged" / "model"
+    assert not (model / "adapter_config.json").exists()
+    assert (model / "model.safetensors").is_file()
+    assert (model / "processor_config.json").is_file()
+    assert summary["after"]["overall"]["n"] == 24
+
+
+def test_tiers_without_a_key(tmp_path: Path):
+    """No key is looked at: without any, the tiers are the same, and nothing is measured."""
+    flags = ["--tiers", "disagreement", "--max_steps", "2"]
+    summary = main(["--runs", str(tmp_path), "--name", "one", *flags, *CLINIC])
+    assert sum(summary["tiers"].values()) == 40
+    assert sum(count > 0 for count in summary["tiers"].values()) > 1
 
 
 def test_the_trained_model_opens_everywhere(tmp_path: Path, cases, images):
@@ -90,9 +185,9 @@ def test_an_interrupted_run_goes_on_in_the_right_stage(tmp_path: Path, how: sign
 
 def test_resuming_a_finished_run_repeats_nothing(tmp_path: Path):
     first = main(["--runs", str(tmp_path), "--name", "one", "--max_steps", "2", *CLINIC])
-    written = (tmp_path / "one" / "after.jsonl").stat().st_mtime_ns
+    written = (tmp_path / "one" / "after.parquet").stat().st_mtime_ns
     again = main(["--runs", str(tmp_path), "--resume"])
-    assert (tmp_path / "one" / "after.jsonl").stat().st_mtime_ns == written
+    assert (tmp_path / "one" / "after.parquet").stat().st_mtime_ns == written
     assert again["after"] == first["after"]
 
 
@@ -118,18 +213,18 @@ def test_cases_of_ones_own(tmp_path: Path, own_cases: Path, capsys: pytest.Captu
     assert summary["ideal"] is None
     assert summary["gap_closed"] is None
     assert summary["cases"]["skipped"] == 6
-    assert sum(summary["cases"]["train"].values()) + summary["cases"]["held_out"] == 12
+    assert summary["cases"]["train"] + summary["cases"]["held_out"] == 12
     evaluate_main(["--model", str(tmp_path / "runs/latest/model"), "--cases", str(own_cases), "--split", "test"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (report["cases"], report["skipped"]) == (4, 2)
     assert 0 <= report["unparsed"] <= 1
 
 
-def test_rows_without_options_can_be_trained_by_exact_match(tmp_path: Path, own_cases: Path):
-    flags = ["--cases", str(own_cases), "--split", "train", "--eval_split", "test", "--free_text", "exact_match"]
+def test_rows_without_options_can_be_graded_as_they_are(tmp_path: Path, own_cases: Path):
+    flags = ["--cases", str(own_cases), "--split", "train", "--eval_split", "test", "--free_text", "grade"]
     summary = main(["--runs", str(tmp_path / "runs"), "--max_steps", "2", *flags, *SMALL])
     assert summary["cases"]["skipped"] == 0
-    assert sum(summary["cases"]["train"].values()) == 18
+    assert summary["cases"]["train"] == 18
     assert summary["cases"]["held_out"] == 6
 
 

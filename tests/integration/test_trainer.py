@@ -1,42 +1,66 @@
 """Real GRPO steps on the clinic's base: each test would catch one way for training to fail silently."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from trl import GRPOTrainer
+from trl.data_utils import prepare_multimodal_messages
 
+from mmedagent_graph.nodes import Triage
+from mmedagent_graph.prompts import SPECIALTIES, attending_messages
 from rl.chat import tokenize
-from rl.curriculum import Stage, draw_cases
-from rl.models import folder_of, load_processor
+from rl.curriculum import Stage
+from rl.models import folder_of, freeze_vision, load_processor
 from rl.recipe import stage_settings
-from rl.stage import dataset_of, reward_of, train_stage
-from rl.traces import read_completions
-from rl.trainer import StagedEntropyTrainer
+from rl.store import read_traces
+from rl.train_attending import COMMAND
+from rl.trainer import ConsultationTrainer
+from rl.watch import UNSEEN
+from tests.integration.grpo import (
+    BOTH,
+    FLAGS,
+    Runner,
+    assert_same_weights,
+    dying,
+    make_environment,
+    stage,
+    weights_of,
+)
 
-FLAGS = ["--per_device_train_batch_size=8", "--num_generations=4", "--logging_steps=1", "--save_steps=2"]
-GAMMAS = [0.01, 0.01, 0.01]
-SHARES = {"easy": 1.0, "medium": 1.0, "hard": 1.0}
+
+@pytest.fixture(scope="module")
+def pauses(upstream, arrivals):
+    """Where the nodes pause, for either node that learns."""
+    return {"attending": upstream, "triage": arrivals}
 
 
-def stage(steps: int = 1, beta: float = 0.0) -> Stage:
-    return Stage("1-easy", steps, beta, SHARES)
+@pytest.fixture(scope="module")
+def run(pauses, images):
+    return Runner(pauses, images)
 
 
 @pytest.fixture
-def make_trainer(rollout, upstream, tmp_path):
-    def make(gamma: float = 0.0, cls: type = StagedEntropyTrainer, flags: tuple[str, ...] = (), steps: int = 1):
-        settings = stage_settings([*FLAGS, *flags], stage(steps), tmp_path / "stage")
-        traces = draw_cases(upstream, stage(steps), steps * 2, seed=0)
-        gammas = dict.fromkeys(SHARES, gamma)
-        return cls(
-            model=folder_of("clinic:base"),
-            reward_funcs=reward_of(traces, rollout, tmp_path / "completions.jsonl"),
-            args=settings,
-            train_dataset=dataset_of(traces, rollout, gammas),
-            processing_class=load_processor("clinic:base"),
-        )
+def make_trainer(pauses, images, tmp_path):
+    def make(
+        of: Stage | None = None,
+        cls: type = ConsultationTrainer,
+        flags: tuple[str, ...] = (),
+        upstream: dict | None = None,
+        **more,
+    ):
+        of = of or stage()
+        settings = stage_settings(COMMAND, [*FLAGS, *flags], of, tmp_path / "stage")
+        environment = make_environment(of, upstream or pauses, images, tmp_path / "stage", settings)
+        if cls is GRPOTrainer:
+            more |= {"reward_funcs": environment.reward, "train_dataset": environment.dataset()}
+        else:
+            more |= {"environment": environment}
+        model, processor = folder_of("clinic:base"), load_processor("clinic:base")
+        return cls(model=model, args=settings, processing_class=processor, **more)
 
     return make
 
@@ -58,6 +82,15 @@ def gradient_of(trainer, batch) -> tuple[float, torch.Tensor]:
     return loss.item(), torch.cat(gradients)
 
 
+def logged(out: Path, name: str) -> list[float]:
+    """A figure of a stage, step for step."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+# The entropy bonus
+
+
 def test_the_entropy_bonus_has_a_gradient_and_the_documented_size(make_trainer):
     trainer = make_trainer()
     batch = batch_of(trainer)
@@ -74,7 +107,7 @@ def test_the_entropy_bonus_has_a_gradient_and_the_documented_size(make_trainer):
 
 
 def test_equal_gammas_are_trls_entropy_coef(make_trainer):
-    ours = make_trainer(gamma=0.02)
+    ours = make_trainer(stage(gamma=0.02))
     batch = batch_of(ours)
     loss, gradient = gradient_of(ours, batch)
     plain = make_trainer(cls=GRPOTrainer, flags=("--entropy_coef=0.02",))
@@ -104,28 +137,68 @@ def test_an_own_entropy_coefficient_is_refused(make_trainer):
         make_trainer(flags=("--entropy_coef=0.1",))
 
 
-def test_gamma_follows_its_sample_into_the_step(make_trainer, monkeypatch):
-    """After TRL's shuffle, a sample's gamma is still its own: here gamma is told by the prompt."""
-    trainer = make_trainer(steps=1)
-    dataset = trainer.train_dataset
-    gammas = [float(i) for i in range(len(dataset))]
-    trainer.train_dataset = dataset.remove_columns("gamma").add_column("gamma", gammas)
-    lengths = {}
-    for i, row in enumerate(trainer.train_dataset):
-        ids = trainer._tokenize_prompts([_with_images(row)])[0][0]
-        lengths[tuple(ids)] = float(i)
+def test_gamma_follows_its_sample_into_the_step(make_trainer, pauses, monkeypatch):
+    """After TRL's shuffle, a sample's gamma is still its own: here it is told by the prompt."""
+    of = dataclasses.replace(stage(), gammas={"easy": 1.0, "medium": 2.0, "hard": 3.0})
+    trainer = make_trainer(of, flags=("--per_device_train_batch_size=12",))
+    environment = trainer.environment
+    gamma_of = {}
+    for row, trace in zip(trainer.train_dataset, environment.prompts, strict=True):
+        gamma_of[tuple(trainer._tokenize_prompts([with_images(row)])[0][0])] = of.gamma(trace, 0.0)
     seen = []
 
     def compute(model, inputs):
         for ids, mask, gamma in zip(inputs["prompt_ids"], inputs["prompt_mask"], inputs["gamma"], strict=True):
-            seen.append((lengths[tuple(ids[mask.bool()].tolist())], gamma.item()))
-        return StagedEntropyTrainer.__mro__[1]._compute_loss(trainer, model, inputs)
+            seen.append((gamma_of[tuple(ids[mask.bool()].tolist())], gamma.item()))
+        return ConsultationTrainer._compute_loss(trainer, model, inputs)
 
     monkeypatch.setattr(trainer, "_compute_loss", compute)
     trainer.train()
-    assert len(seen) == 8
-    assert {pair[0] for pair in seen} == {0.0, 1.0}
+    assert sorted({expected for expected, _ in seen}) == [1.0, 2.0, 3.0]
     assert all(expected == got for expected, got in seen)
+    assert len(seen) == 12
+    assert [expected for expected, _ in seen] != sorted(expected for expected, _ in seen)  # it has been shuffled
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [("constant", [1, 1, 1, 1]), ("rise", [0, 0.25, 0.5, 0.75]), ("fall", [1, 0.75, 0.5, 0.25])],
+)
+def test_gamma_goes_as_its_schedule_says(make_trainer, monkeypatch, schedule, factors):
+    trainer = make_trainer(stage(4, gamma=0.4, schedule=schedule))
+    seen = []
+
+    def compute(model, inputs):
+        seen.append(inputs["gamma"].tolist())
+        return ConsultationTrainer._compute_loss(trainer, model, inputs)
+
+    monkeypatch.setattr(trainer, "_compute_loss", compute)
+    trainer.train()
+    assert seen == [[pytest.approx(0.4 * factor)] * 8 for factor in factors]
+
+
+def test_adaptive_entropy_is_left_to_trl(run, tmp_path):
+    """Without gammas the loss is TRL's own, controller included."""
+    flags = [
+        "--use_adaptive_entropy",
+        "true",
+        "--entropy_coef",
+        "0.01",
+        "--entropy_target",
+        "5",
+        "--gammas",
+        "0",
+        "0",
+        "0",
+    ]
+    run(tmp_path, stage(3), flags)
+    coefficients = logged(tmp_path, "entropy_coef")
+    delta = coefficients[1] - coefficients[0]
+    assert delta > 0  # the target is far: it rises, step for step
+    assert coefficients == pytest.approx([0.01 + delta * (i + 1) for i in range(3)])
+
+
+# What is trained on
 
 
 def test_changing_the_image_changes_the_trained_log_probabilities(make_trainer):
@@ -145,7 +218,35 @@ def test_changing_the_image_changes_the_trained_log_probabilities(make_trainer):
 
     same = logps(batch["pixel_values"])
     other = logps(batch["pixel_values"].flip(0))
-    assert (same - other).abs().max() > 0.01
+    assert (same - other).abs().max() > 1e-3  # were there no features: 0
+
+
+@pytest.mark.parametrize("blank", [False, True], ids=["the clinic's images", "blank images"])
+def test_how_much_the_images_matter_is_measured(make_trainer, blank):
+    trainer = make_trainer()
+    batch = batch_of(trainer)
+    if blank:
+        batch["pixel_values"] = torch.zeros_like(batch["pixel_values"])
+    gradient_of(trainer, batch)
+    (effect,) = trainer._metrics["train"]["image_effect"]
+    if blank:
+        assert effect == pytest.approx(0, abs=1e-6)
+    else:
+        assert effect > 10 * UNSEEN
+
+
+def test_whether_the_images_matter_is_looked_at_now_and_then(make_trainer, monkeypatch):
+    monkeypatch.setattr("rl.trainer.BLIND_EVERY", 2)
+    trainer = make_trainer(stage(4))
+    looked = []
+    plain = ConsultationTrainer._note_image_effect
+    monkeypatch.setattr(
+        ConsultationTrainer,
+        "_note_image_effect",
+        lambda self, *args: (looked.append(self.state.global_step), plain(self, *args)),
+    )
+    trainer.train()
+    assert looked == [0, 2]
 
 
 def test_the_pixels_that_are_trained_on_are_those_of_the_case(make_trainer):
@@ -153,97 +254,358 @@ def test_the_pixels_that_are_trained_on_are_those_of_the_case(make_trainer):
     row = trainer.train_dataset[0]
     processor = trainer.processing_class
     expected = processor.image_processor(row["images"], return_tensors="pt")["pixel_values"]
-    got = trainer._tokenize_prompts([_with_images(row)])[2]["pixel_values"]
+    got = trainer._tokenize_prompts([with_images(row)])[2]["pixel_values"]
     torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(expected))
 
 
-def _with_images(row: dict) -> list[dict]:
-    from trl.data_utils import prepare_multimodal_messages
-
+def with_images(row: dict) -> list[dict]:
     return prepare_multimodal_messages(row["prompt"], images=row["images"])
 
 
-def test_prompt_ids_of_training_equal_those_of_inference(make_trainer, rollout, upstream, policy):
-    """Token for token, for the same case, through TRL's own tokenization and through the chat model's."""
-    trainer = make_trainer()
+def test_prompt_ids_of_training_equal_those_of_inference(make_trainer, rollout, policy):
+    """Token for token, for the same cases and either node, through TRL's tokenization and through the chat model's."""
+    trainer = make_trainer(stage(nodes=BOTH))
     batch = batch_of(trainer)
     trained = {
         tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
     }
-    drawn = draw_cases(upstream, stage(), 2, seed=0)
-    answers = policy.answer([rollout.prompt(trace) for trace in drawn])
+    assert [trace.node for trace in trainer.environment.prompts] == ["triage", "attending"]
+    answers = policy.answer([rollout.prompt(trace) for trace in trainer.environment.prompts])
     served = {tuple(answer.response_metadata["prompt_token_ids"]) for answer in answers}
     assert trained == served
     image = policy.processor.image_token_id
     assert all(ids.count(image) == 4 for ids in served)
 
 
-def test_every_completion_is_recorded_as_the_model_wrote_it(make_trainer, tmp_path):
+def test_the_policy_completes_upstream_prompts_as_it_does_at_inference(make_trainer, rollout, policy):
+    """`complete` at hardly any temperature is greedy decoding of the very same prompts."""
+    trainer = make_trainer(stage(nodes=BOTH), flags=("--temperature=0.001",))
+    traces = trainer.environment.prompts
+    messages = [rollout.prompt(trace) for trace in traces] * 7  # more than fit in one batch
+    from rl.environment import _asked
+
+    trainer.model.train()
+    said = trainer.complete([_asked(message) for message in messages])
+    answers = policy.answer(messages)
+    assert [text for text, _ in said] == [str(answer.text) for answer in answers]
+    assert [ids for _, ids in said] == [answer.response_metadata["token_ids"] for answer in answers]
+
+
+# What is recorded
+
+
+def test_every_completion_is_recorded_as_the_model_wrote_it(make_trainer):
     trainer = make_trainer()
     batch = batch_of(trainer)
-    completions = list(read_completions(tmp_path / "completions.jsonl"))
-    assert len(completions) == 8
+    gradient_of(trainer, batch)
+    rollouts = list(read_traces(trainer.environment.record.folder))
+    assert len(rollouts) == 8
     ids = [
         row[mask.bool()].tolist() for row, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
     ]
+    assert [rollout.completion_ids for rollout in rollouts] == ids
     texts = trainer.processing_class.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    assert sorted(texts) == sorted(completion.text for completion in completions)
-    assert {completion.step for completion in completions} == {1}
+    assert [rollout.text for rollout in rollouts] == texts
+    assert {(rollout.step, rollout.policy) for rollout in rollouts} == {(1, "1-easy@0")}
 
 
-def test_a_truncated_completion_loses_its_own_reward_only(make_trainer, tmp_path):
+def fresh_logprobs(policy, images, trace) -> torch.Tensor:
+    """What the base, in float32, says of a recorded completion after its recorded prompt."""
+    pixels = policy.processor.image_processor([images.open(ref) for ref in trace.images], return_tensors="pt")
+    ids = torch.tensor([trace.prompt_ids + trace.completion_ids])
+    types = (ids == policy.processor.image_token_id).long()
+    with torch.no_grad():
+        logits = policy.model.float()(input_ids=ids, mm_token_type_ids=types, **pixels).logits[0]
+    logprobs = logits[len(trace.prompt_ids) - 1 : -1].log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(trace.completion_ids)[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("flags", [(), ("--num_iterations=2",), ("--gradient_accumulation_steps=2",)], ids=str)
+def test_recorded_tokens_and_log_probabilities_are_those_of_a_fresh_forward_pass(run, policy, images, tmp_path, flags):
+    """Of both nodes, and where a generation is learned from twice: what counts is the policy that wrote it."""
+    run(tmp_path, stage(2, nodes=BOTH), ["--learning_rate=0.01", *flags])
+    rollouts = [rollout for rollout in read_traces(tmp_path / "rollouts.parquet") if rollout.step == 1]
+    assert {rollout.node for rollout in rollouts} == set(BOTH)
+    assert len(rollouts) == (16 if "--gradient_accumulation_steps=2" in flags else 8)
+    for rollout in rollouts:
+        assert rollout.finish == "stop"
+        expected = fresh_logprobs(policy, images, rollout)
+        torch.testing.assert_close(torch.tensor(rollout.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_a_truncated_completion_loses_its_own_reward_only(make_trainer):
     """With room for three tokens nothing is readable; with room for all, rewards come back."""
-    batch_of(make_trainer(flags=("--max_completion_length=3",)))
-    cut = list(read_completions(tmp_path / "completions.jsonl"))
-    assert all(sum(completion.rewards.values()) == 0 for completion in cut)
-    (tmp_path / "completions.jsonl").unlink()
-    batch_of(make_trainer(flags=("--max_completion_length=16",)))
-    whole = list(read_completions(tmp_path / "completions.jsonl"))
-    assert all(completion.rewards["format"] == 0.5 for completion in whole)
-    assert any(completion.rewards["accuracy"] == 1 for completion in whole)
+    cut = make_trainer(flags=("--max_completion_length=3",))
+    batch_of(cut)
+    assert all(trace.reward == 0 for trace in cut.environment.batch)
+    assert {trace.finish for trace in cut.environment.batch} == {"length"}
+    whole = make_trainer(flags=("--max_completion_length=16",))
+    batch_of(whole)
+    assert all(trace.rewards["format"] == 1 for trace in whole.environment.batch)
+    assert any(trace.rewards["accuracy"] == 1 for trace in whole.environment.batch)
+    assert {trace.finish for trace in whole.environment.batch} == {"stop"}
 
 
-def test_a_killed_stage_resumes_to_the_same_weights(rollout, upstream, tmp_path):
-    traces = draw_cases(upstream, stage(4), 8, seed=0)
+def test_what_cannot_be_graded_does_not_move_the_policy(run, pauses, images, tmp_path, caplog):
+    """Cases without a key: no reward, no advantage, no bonus, and so not a weight changes; no case is printed."""
+    keyless = {"attending": [dataclasses.replace(trace, answer=None) for trace in pauses["attending"]]}
+    model = Runner(keyless, images)(tmp_path, stage(2), ["--learning_rate=0.1", "--weight_decay=0"])
+    assert logged(tmp_path, "ungraded") == [1.0, 1.0]
+    base = weights_of(folder_of("clinic:base"))
+    for name, weights in weights_of(model).items():
+        assert torch.equal(weights, base[name].to(weights.dtype)), name
+    rollouts = list(read_traces(tmp_path / "rollouts.parquet"))
+    assert [rollout.reward for rollout in rollouts] == [None] * 16
+    assert "following kwargs" not in caplog.text
 
-    def run(out: Path, steps: int | None = None) -> None:
-        settings = stage_settings([*FLAGS, "--beta=0.01"], stage(4, beta=0.01), out)
-        settings.output_dir = str(out / "checkpoints")
-        hook = pytest.MonkeyPatch()
-        if steps:  # die in the middle of a step, as a killed process does, after the checkpoint
-            plain = StagedEntropyTrainer.training_step
 
-            def dying(self, *args, **kwargs):
-                if self.state.global_step == steps:
-                    raise KeyboardInterrupt
-                return plain(self, *args, **kwargs)
+# Nodes
 
-            hook.setattr(StagedEntropyTrainer, "training_step", dying)
-        try:
-            train_stage(stage(4, 0.01), "clinic:base", out, traces, rollout, settings, GAMMAS)
-        finally:
-            hook.undo()
 
-    run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", steps=3)
-    run(tmp_path / "killed")
-    from safetensors.torch import load_file
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (3.0, 1.0), (1.0, 3.0), (7.0, 1.0)])
+def test_each_node_has_the_same_say_however_many_rows_it_has(make_trainer, monkeypatch, shares):
+    nodes = dict(zip(BOTH, shares, strict=True))
+    flags = ("--per_device_train_batch_size=32",)  # eight prompts
+    plain = GRPOTrainer._generate_and_score_completions
 
-    whole, killed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
-    base = load_file(Path(folder_of("clinic:base")) / "model.safetensors")
-    for name, weights in whole.items():
-        torch.testing.assert_close(weights, killed[name], rtol=0, atol=0)
-    assert any(not torch.equal(weights, base[name].float()) for name, weights in whole.items())
-    records = [list(read_completions(tmp_path / name / "completions.jsonl")) for name in ("whole", "killed")]
-    assert [c.step for c in records[0]] == [c.step for c in records[1]]
-    assert sorted(c.text for c in records[0]) == sorted(c.text for c in records[1])
+    def equal(self, inputs):
+        output = plain(self, inputs)
+        signs = torch.ones_like(output["advantages"])
+        signs[::2] = -1
+        return {**output, "advantages": signs}
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", equal)
+    trainer = make_trainer(stage(nodes=nodes), flags=flags)
+    weights = batch_of(trainer)["advantages"].abs()
+    rows = [trace.node for trace in trainer.environment.batch]
+    sums = {node: sum(w for w, row in zip(weights.tolist(), rows, strict=True) if row == node) for node in nodes}
+    assert [rows.count(node) for node in nodes] == [32 * share / sum(shares) for share in shares]
+    assert sums == pytest.approx({"triage": 16.0, "attending": 16.0})
+
+
+def test_a_node_alone_has_plain_weights(make_trainer):
+    trainer = make_trainer(stage(nodes=BOTH))
+    for node in BOTH:
+        assert trainer._node_weights([node] * 8).tolist() == [1.0] * 8
+
+
+def test_groups_without_variance_are_counted_for_each_kind(make_trainer):
+    trainer = make_trainer(stage(nodes=BOTH), flags=("--per_device_train_batch_size=16",))
+    batch_of(trainer)
+    traces = trainer.environment.batch
+    for kind in ("easy", "medium", "hard", "triage"):
+        of_kind = [trace for trace in traces if (trace.node if trace.node == "triage" else trace.tier) == kind]
+        groups = [of_kind[i : i + 4] for i in range(0, len(of_kind), 4)]
+        lost = [len({trace.reward for trace in group}) == 1 for group in groups]
+        noted = trainer._metrics["train"].get(f"no_variance/{kind}")
+        assert noted == ([pytest.approx(sum(lost) / len(lost))] if lost else None)
+
+
+def test_clip_higher_reaches_trl(make_trainer):
+    trainer = make_trainer(flags=("--epsilon=0.1", "--epsilon_high=0.3"))
+    assert (trainer.epsilon_low, trainer.epsilon_high) == (0.1, 0.3)
+    batch = batch_of(trainer)
+    batch["advantages"] = torch.ones_like(batch["advantages"])
+    with torch.no_grad():
+        trainer.compute_loss(trainer.model, batch)
+
+    def slope(ratio: float) -> float:
+        """The gradient where the policy has already moved by this ratio."""
+        logps = trainer._scored[0].detach()
+        return (
+            gradient_of(trainer, {**batch, "old_per_token_logps": logps - torch.tensor(ratio).log()})[1].norm().item()
+        )
+
+    gradient_of(trainer, batch)
+    assert slope(1.25) > 0
+    assert slope(1.35) == 0
+
+
+# Killed and gone on with
+
+
+def records(out: Path) -> list:
+    """Rollouts and re-rolled upstream, of a stage; calls that ended side by side in an order of their own."""
+    files = [out / "rollouts.parquet", *sorted(out.glob("upstream-*.parquet"))]
+    return [[dataclasses.replace(t, calls=sorted(t.calls, key=repr)) for t in read_traces(file)] for file in files]
+
+
+STEPS = 7
+JOINT = stage(STEPS, beta=0.01, nodes=BOTH, gamma=0.01)
+EVERY = ["--save_steps=2", "--learning_rate=0.002"]
+REROLL = 3
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """A joint stage that nobody kills."""
+    out = tmp_path_factory.mktemp("whole")
+    run(out, JOINT, EVERY, REROLL)
+    return out
+
+
+def test_joint_training_rolls_anew_with_its_own_triage(whole, images):
+    """Each block on record holds what its policy said as triage, and the prompts are made of it."""
+    reader = Triage(tuple(SPECIALTIES), images)
+    blocks = [list(read_traces(path)) for path in sorted(whole.glob("upstream-*.parquet"))]
+    assert [len(block) for block in blocks] == [3, 3, 1]
+    trained = [rollout for rollout in read_traces(whole / "rollouts.parquet") if rollout.node == "attending"]
+    for step, block in zip((1, 4, 7), blocks, strict=True):
+        for i, rolled in enumerate(block):
+            assert rolled.calls[0].node == "triage"
+            assert rolled.calls[0].completion_ids
+            assert rolled.referral == reader.read(rolled.calls[0].text, rolled.fields())["referral"]
+            group = [rollout for rollout in trained if rollout.step == step + i]
+            assert {rollout.case for rollout in group} == {rolled.case}
+            assert all(rollout.opinions == rolled.opinions for rollout in group)
+            assert all(rollout.referral == rolled.referral for rollout in group)
+
+
+KILLS: dict[str, tuple] = {
+    "before the first checkpoint": ("training_step", lambda trainer: trainer.state.global_step == 1),
+    "at a block's edge": ("training_step", lambda trainer: trainer.state.global_step == 3),
+    "after a block is rolled": ("_compute_loss", lambda trainer: trainer.state.global_step == 6),
+    "inside a block": ("training_step", lambda trainer: trainer.state.global_step == 5),
+    "at a checkpoint": ("_save_rng_state", lambda trainer: trainer.state.global_step == 4),
+    "when all is trained": ("save_model", lambda trainer: trainer.state.global_step == STEPS),
+}
+
+
+@pytest.mark.parametrize(("method", "when"), KILLS.values(), ids=KILLS.keys())
+def test_a_killed_joint_stage_resumes_to_the_same_weights_and_records(run, whole, tmp_path, method, when):
+    with dying(method, when):
+        run(tmp_path, JOINT, EVERY, REROLL)
+    torch.manual_seed(99)  # another process begins with other random numbers
+    run(tmp_path, JOINT, EVERY, REROLL)
+    assert_same_weights(whole / "model", tmp_path / "model")
+    assert records(whole) == records(tmp_path)
+    for name in ("loss", "grad_norm", "kl", "entropy", "reward"):
+        assert logged(whole, name) == logged(tmp_path, name)
+    assert len(logged(tmp_path, "loss")) == STEPS
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_stage_learns_at_all(whole):
+    """Or the tests above would compare one untrained model with another."""
+    base = weights_of(folder_of("clinic:base"))
+    changed = [
+        name for name, weights in weights_of(whole / "model").items() if not torch.equal(weights, base[name].float())
+    ]
+    assert len(changed) == len(base)
+
+
+# LoRA, and a frozen vision tower
+
+LORA = ["--use_peft", "true", "--lora_r", "4", "--lora_dropout", "0", "--lora_target_modules", "all-linear"]
+FAST = ["--learning_rate=0.02"]
+
+
+@pytest.fixture(scope="module")
+def adapters(run, tmp_path_factory):
+    """Two stages of LoRA, the second from the first."""
+    out = tmp_path_factory.mktemp("lora")
+    first = run(out / "1", stage(2, gamma=0.5), [*LORA, *FAST])
+    second = run(out / "2", stage(3, beta=0.1, gamma=0.5), [*LORA, *FAST], model=str(first))
+    return first, second
+
+
+def test_a_stage_of_lora_goes_on_with_the_adapter_of_the_one_before(run, adapters, tmp_path):
+    first, second = adapters
+    still = run(tmp_path, stage(1, beta=0.1), [*LORA, "--learning_rate=0"], model=str(first))
+    assert_same_weights(first, still)
+    a, b = weights_of(first), weights_of(second)
+    assert a.keys() == b.keys()
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+    assert any(weights.abs().max() > 0 for name, weights in a.items() if "lora_B" in name)
+
+
+def test_the_reference_of_a_stage_is_its_first_policy(adapters):
+    """Against the base, the first stage's adapter would show in the first step's KL."""
+    kl = logged(adapters[1].parent, "kl")
+    assert kl[0] == pytest.approx(0, abs=1e-7)
+    assert kl[1] > 1e-5
+
+
+def test_the_reference_of_a_whole_model_is_its_first_policy_too(run, tmp_path):
+    first = run(tmp_path / "1", stage(2, gamma=0.5), FAST)
+    run(tmp_path / "2", stage(2, beta=0.1, gamma=0.5), FAST, model=str(first))
+    kl = logged(tmp_path / "2", "kl")
+    assert kl[0] == pytest.approx(0, abs=1e-7)
+    assert kl[1] > 1e-5
+
+
+def test_a_killed_stage_of_lora_resumes_to_the_same_adapter(run, adapters, tmp_path):
+    first, second = adapters
+    of, flags = stage(3, beta=0.1, gamma=0.5), [*LORA, *FAST]
+    with dying("training_step", lambda trainer: trainer.state.global_step == 2):
+        run(tmp_path, of, flags, model=str(first))
+    run(tmp_path, of, flags, model=str(first))
+    assert_same_weights(second, tmp_path / "model")
+    assert logged(second.parent, "kl") == logged(tmp_path, "kl")
+
+
+def test_an_adapter_merged_answers_as_the_adapter(adapters, rollout, upstream, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    from rl.models import load_model, merge
+
+    adapter = adapters[1]
+    merge(str(adapter), tmp_path / "merged", "float32")
+    processor = load_processor(str(adapter))
+    inputs = tokenize(processor, [rollout.prompt(trace) for trace in upstream[:8]])
+    base = AutoModelForImageTextToText.from_pretrained(folder_of("clinic:base"), dtype=torch.float32)
+    with torch.no_grad():
+        plain = base(**inputs).logits
+        expected = PeftModel.from_pretrained(base, adapter).eval()(**inputs).logits
+        merged = load_model(str(tmp_path / "merged"), torch.float32).eval()(**inputs).logits
+        opened = load_model(str(adapter), torch.float32).eval()(**inputs).logits
+    assert (plain - expected).abs().max() > 0.1  # the adapter says something
+    torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(opened, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_is_trained_on_as_an_adapter_only(run, adapters, tmp_path):
+    with pytest.raises(ValueError, match=r"model: '.*' is an adapter; train it on with --use_peft"):
+        run(tmp_path, stage(), model=str(adapters[0]))
+
+
+def test_a_frozen_vision_tower_stays_as_it_is(run, tmp_path):
+    base = weights_of(folder_of("clinic:base"))
+    trained = weights_of(run(tmp_path, stage(2, gamma=0.5), FAST, freeze_vision=True))
+    changed = {name for name, weights in trained.items() if not torch.equal(weights, base[name].float())}
+    visual = {name for name in trained if "visual" in name.split(".")}
+    assert visual
+    assert changed == set(trained) - visual
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first stage", "second stage"])
+def test_a_frozen_vision_tower_has_no_adapter_that_moves(run, adapters, tmp_path, again):
+    if again:
+        first = run(tmp_path / "1", stage(1, gamma=0.5), [*LORA, *FAST], freeze_vision=True)
+        trained = weights_of(
+            run(tmp_path / "2", stage(1, beta=0.1, gamma=0.5), [*LORA, *FAST], model=str(first), freeze_vision=True)
+        )
+    else:
+        trained = weights_of(run(tmp_path, stage(1, gamma=0.5), [*LORA, *FAST], freeze_vision=True))
+    assert trained
+    assert not [name for name in trained if "visual" in name]
+    assert any("visual" in name for name in weights_of(adapters[0]))  # where it is not frozen, it has
+
+
+def test_freezing_finds_the_tower(policy):
+    model = type(policy.model)(policy.model.config)
+    freeze_vision(model)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if ".visual." in f".{name}"}
+    assert len(frozen) > 10
+
+
+# Images
 
 
 def test_images_travel_to_the_model_in_any_colour(policy, images):
     """A grey and an RGBA picture become what the processor takes."""
-    from mmedagent_graph.prompts import attending_messages
-
     for mode in ("L", "RGBA", "P"):
         ref = images.put(Image.new(mode, (40, 30)))
         state = {"question": "?", "options": [], "images": [ref], "context": None, "opinions": []}

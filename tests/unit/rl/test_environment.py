@@ -172,7 +172,9 @@ def test_a_resumed_stage_trains_on_the_prompts_that_were_rolled(make, trace, tmp
     assert resumed.prompts[2:] == first.prompts[2:]
 
 
-@pytest.mark.parametrize(("checkpoint", "kept"), [(0, []), (1, [0]), (2, [0]), (3, [0, 2]), (4, [0, 2]), (5, [0, 2, 4])])
+@pytest.mark.parametrize(
+    ("checkpoint", "kept"), [(0, []), (1, [0]), (2, [0]), (3, [0, 2]), (4, [0, 2]), (5, [0, 2, 4])]
+)
 def test_what_lies_beyond_the_checkpoint_is_forgotten(make, trace, tmp_path, checkpoint, kept):
     """A block that begins at the checkpoint was rolled after it was saved."""
     environment = make(joint(trace, 12), BOTH, reroll=2, per_step=2)
@@ -294,7 +296,7 @@ def test_generations_of_one_step_are_all_recorded(make, trace, tmp_path):
         environment.scored(0, [-1.0])
     graded(environment, [TORN], step=5)
     environment.scored(0, [-1.0])
-    environment.close(tmp_path / "rollouts.parquet")
+    environment.record.close(tmp_path / "rollouts.parquet")
     recorded = list(read_traces(tmp_path / "rollouts.parquet"))
     assert [(one.step, one.text) for one in recorded] == [(5, RIGHT), (5, WRONG), (6, TORN)]
 

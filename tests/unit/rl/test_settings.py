@@ -76,6 +76,14 @@ def test_flags_override_the_yaml(tmp_path):
         assert (recipe.train_size, recipe.gammas, trainer.learning_rate) == (7, [0, 0, 1], 0.25)
 
 
+def test_lora_has_a_default_that_fits_every_model():
+    """PEFT has none for Qwen2.5-VL, and says so when the cases are rolled out already."""
+    assert read_settings(ATTENDING, ["--use_peft", "true"]).model.lora_target_modules == "all-linear"
+    given = read_settings(ATTENDING, ["--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj"]).model
+    assert given.lora_target_modules == ["q_proj", "v_proj"]
+    assert read_settings(ATTENDING, []).model.lora_target_modules is None
+
+
 def test_every_field_tells_what_it_is():
     for command in COMMANDS.values():
         assert [f.name for f in dataclasses.fields(command.recipe) if not f.metadata.get("help")] == []

@@ -44,9 +44,7 @@ def test_each_case_is_sampled_alone_and_set_against_its_opinions(trace, opinions
         trace(question="unreadable", opinions=opinions("cyst", "cyst", "cyst"), answer=None, tier=None),
         trace(question="unheard", opinions=[], answer="cyst", tier="hard"),
     ]
-    policy = fake(
-        sure=["cyst"], contradicted=["B"], unsure=["cyst", "scar"], unreadable=["A or B"], unheard=["cyst"]
-    )
+    policy = fake(sure=["cyst"], contradicted=["B"], unsure=["cyst", "scar"], unreadable=["A or B"], unheard=["cyst"])
     before = [dataclasses.replace(one, tier=None) for one in traces]
     stratify(traces, policy, rollout, max_tokens=5)
     assert [one.tier for one in traces] == ["easy", "hard", "medium", "hard", "medium"]

@@ -90,7 +90,10 @@ def entropies(*values):
 
 @pytest.mark.parametrize(
     ("later", "words"),
-    [(0.002, ["has fallen from 0.300 to 0.00", "--gammas", "--epsilon_high"]), (2.0, ["has risen from 0.300", "--betas"])],
+    [
+        (0.002, ["has fallen from 0.300 to 0.00", "--gammas", "--epsilon_high"]),
+        (2.0, ["has risen from 0.300", "--betas"]),
+    ],
     ids=["collapse", "explosion"],
 )
 def test_entropy_that_collapses_or_explodes(later, words):
