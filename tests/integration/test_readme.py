@@ -42,7 +42,8 @@ def flags_by_command() -> dict[tuple[str, ...], set[str]]:
     flags: dict[tuple[str, ...], set[str]] = {}
     for words in map(shlex.split, COMMANDS):
         if "-m" in words:
-            named, given = words[words.index("-m") + 1 :], [word for word in words if word.startswith("--")]
+            named = words[words.index("-m") + 1 :]
+            given = [word for word in named if word.startswith("--")]
             command = named[:2] if named[0] == "mmedagent_graph" else named[:1]
             flags.setdefault(tuple(command), set()).update(given)
     return flags
