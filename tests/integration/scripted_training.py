@@ -39,6 +39,7 @@ def killed(method: str, stage: str, step: str, rank: str) -> None:
     def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
         here = (self.environment.stage.name, str(self.state.global_step), str(self.accelerator.process_index))
         if here == (stage, step, rank):
+            (self.environment.folder / "killed").touch()  # when
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(self, *args, **kwargs)
 
