@@ -77,6 +77,11 @@ def cohorts(recipe: Any, seed: int, images: ImageStore) -> Cohorts:
         learning, held_out = list(cohort.cases), list(other.cases)
         if shared := shared_images(learning, held_out):
             print(f"note: {shared} images are in both {recipe.split} and {recipe.eval_split}, as the data set has it")
+    if recipe.by_label() and not any(case.specialty for case in learning):
+        raise ValueError(
+            f"cases: no row of {recipe.cases!r} has a specialty, by which triage learns; give --outcome_weight 1 with "
+            "--triage_graders format=0.5 to pay it for the final answer alone"
+        )
     print(f"{len(learning)} training and {len(held_out)} held-out cases; {cohort.skipped} rows without options skipped")
     return learning, held_out, cohort.skipped
 

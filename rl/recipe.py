@@ -176,6 +176,12 @@ class Recipe(Consultations):
         judge = {"judge": judge_of(self.judge, answers)} if self.judge else {}
         return self._gradings({"overlong": overlong_of(longest), **judge})
 
+    def by_label(self) -> bool:
+        """Whether triage is paid for naming the label."""
+        return super().by_label() and any(
+            entry.partition("=")[0] == "specialty" and entry.partition("=")[2] != "0" for entry in self.triage_graders
+        )
+
     def _gradings(self, made: Mapping[str, Grader]) -> dict[str, Grading]:
         given = {"triage": self.triage_graders, "attending": self.graders}
         if self.outcome_weight:

@@ -89,6 +89,10 @@ class Consultations:
     def check_with(self, trainer: Any, model: ModelConfig) -> None:
         """Refuse what cannot work together with TRL's settings."""
 
+    def by_label(self) -> bool:
+        """Whether something is learned by the cases' triage labels."""
+        return "triage" in self.nodes
+
     def frozen(self, node: str) -> str:
         """Model string of a frozen triage doctor or attending."""
         named: str | None = getattr(self, node)

@@ -38,7 +38,7 @@ def _is_json(path: Path) -> bool:
         return False
 
 
-def _forget_after(metrics: Path, step: int) -> None:
+def forget_log_after(metrics: Path, step: int) -> None:
     """Drop the logged lines beyond a checkpoint's step: the resumed run will write them again."""
     if metrics.exists():
         lines = metrics.read_text().splitlines(keepends=True)
@@ -59,7 +59,7 @@ def train_stage(environment: Environment, start: Start, out: Path, settings: GRP
     state.wait_for_everyone()  # all have seen the same checkpoint before any can write the next
     if state.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        _forget_after(out / "metrics.jsonl", step_of(last))
+        forget_log_after(out / "metrics.jsonl", step_of(last))
     environment.forget_after(step_of(last))
     state.wait_for_everyone()
     model, peft_config = start.trainable(settings)

@@ -31,7 +31,7 @@ from rl.models import freeze_vision, load_processor
 from rl.policy import forget_policies, load_policy
 from rl.rollout import Rollout
 from rl.settings import CONFIGS, Command, Consultations, setting
-from rl.stage import last_checkpoint
+from rl.stage import forget_log_after, last_checkpoint, step_of
 from rl.store import read_traces
 from rl.traces import Trace
 from rl.trainer import ImitationTrainer
@@ -106,6 +106,9 @@ class Imitating(Experiment):
         start, settings = self.start(self.recipe.nodes[0]), self.trainer
         settings.output_dir = str(out / "checkpoints")
         last = last_checkpoint(out / "checkpoints")
+        self.state.wait_for_everyone()  # all have seen the same checkpoint before any can write the next
+        if self.state.is_main_process:
+            forget_log_after(out / "metrics.jsonl", step_of(last))
         model, peft_config = start.trainable(settings)
         with tensorboard_in(out / "tensorboard"):
             trainer = ImitationTrainer(

@@ -84,9 +84,9 @@ class Killed(BaseException):
 
 
 @contextmanager
-def dying(method: str, when: Any) -> Iterator[None]:
+def dying(method: str, when: Any, trainer: type = ConsultationTrainer) -> Iterator[None]:
     """Within it, the trainer dies as it enters `method`, once `when(trainer)` holds."""
-    plain = getattr(ConsultationTrainer, method)
+    plain = getattr(trainer, method)
 
     def dies(self: Any, *args: Any, **kwargs: Any) -> Any:
         if when(self):
@@ -94,7 +94,7 @@ def dying(method: str, when: Any) -> Iterator[None]:
         return plain(self, *args, **kwargs)
 
     hook = pytest.MonkeyPatch()
-    hook.setattr(ConsultationTrainer, method, dies)
+    hook.setattr(trainer, method, dies)
     try:
         with pytest.raises(Killed):
             yield

@@ -64,6 +64,15 @@ def test_triage_is_paid_for_the_outcome_on_top():
     assert dict(gradings["attending"].weights) == {"accuracy": 1.0, "overlong": 0.1}
 
 
+def test_whether_triage_learns_by_its_labels():
+    mixed = {"stages": [MIXED], "stage_steps": [1], "betas": [0.0]}
+    assert Recipe(nodes=["triage"], **mixed).by_label()
+    assert Recipe(nodes=BOTH).by_label()
+    assert not Recipe().by_label()
+    for unpaid in (["format"], ["format", "specialty=0"]):
+        assert not Recipe(nodes=["triage"], triage_graders=unpaid, outcome_weight=1, **mixed).by_label()
+
+
 def test_a_judge_is_a_grader_where_one_is_named():
     recipe = Recipe(graders=["format=0.5", "judge"], judge="clinic:doctor-1")
     assert set(recipe.gradings(longest=16)["attending"].graders) == {"format", "judge"}
