@@ -58,6 +58,11 @@ class _PublishedNames(Trainer):  # type: ignore[misc]
             saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
             self.model.load_state_dict(saved.state_dict())
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save each process's random numbers, before the first one writes what says that a checkpoint is whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
 
 class SharedVLLM(VLLMGeneration):  # type: ignore[misc]
     """One vLLM for all stages of a run: a second engine beside the first, or a second link to a server, cannot start.
