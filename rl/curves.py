@@ -26,7 +26,7 @@ def draw_curves(run: Path, stages: list[str], summary: dict[str, Any]) -> Path:
     logs, sampled, starts = _read(run, stages)
     figure, (reward, entropy, accuracy) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     _line(reward, logs, "reward", "#33415c")
-    _name(reward, "Reward of sampled completions (at most 1.5)")
+    _name(reward, "Reward of sampled completions")
     _line(entropy, logs, "entropy", "#33415c")
     _name(entropy, "Entropy of the policy, nats a token")
     entropy.set_ylim(0, None)

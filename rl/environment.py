@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset, Features, Image, List, Value
 from langchain_core.messages import BaseMessage
 
 from rl.chat import text_turns, to_chat
 from rl.curriculum import TIERS, Stage
 from rl.grading import Grading
-from rl.rollout import Rollout, at_once
+from rl.rollout import CONCURRENCY, Rollout, at_once
 from rl.store import Rollouts, read_traces, write_traces
 from rl.traces import NodeCall, Trace
 
@@ -104,19 +106,23 @@ class Environment:
         else:
             starts = [_before_triage(self.prompts[i]) for i in places]
             said = complete([_asked(self.rollout.prompt(start)) for start in starts])
-            pieces = [
-                lambda start=start, text=text: self.rollout.refer(start, text)
-                for start, (text, _) in zip(starts, said, strict=True)
-            ]
-            found: dict[int, Trace] = {}
-            asyncio.run(at_once(pieces, found.__setitem__, "referrals", quiet=True))
-            for i, trace in found.items():
-                trace.calls = [_own_referral(*said[i]), *trace.calls]
-            fresh = {places[i]: trace for i, trace in found.items()}
+            fresh = dict(zip(places, self._referred(starts, said), strict=True))
             if self.record.rank == 0:
                 write_traces(path, [fresh[i] for i in places])
         for i, trace in fresh.items():
             self.prompts[i] = trace
+
+    def _referred(self, starts: Sequence[Trace], said: Sequence[tuple[str, list[int]]]) -> list[Trace]:
+        """What triage's completions lead to, in their order; the processes share the work, and the specialists."""
+        state = PartialState()
+        share = range(state.process_index, len(starts), state.num_processes)
+        pieces = [lambda i=i: self.rollout.refer(starts[i], said[i][0]) for i in share]
+        mine: dict[int, Trace] = {}
+        asyncio.run(at_once(pieces, mine.__setitem__, "referrals", quiet=True))
+        found = dict(gather_object([(share[n], trace) for n, trace in mine.items()]))
+        for i, trace in found.items():
+            trace.calls = [_own_referral(*said[i]), *trace.calls]
+        return [found[i] for i in range(len(starts))]
 
     async def reward(
         self,
@@ -131,7 +137,8 @@ class Environment:
         began = time.perf_counter()
         texts = [completion[0]["content"] for completion in completions]
         ends = dict.fromkeys(zip(trace, texts, strict=True))  # equal completions of one prompt have one end
-        found = await asyncio.gather(*(self._graded(self.prompts[i], text) for i, text in ends))
+        gate = asyncio.Semaphore(CONCURRENCY)
+        found = await asyncio.gather(*(self._graded(self.prompts[i], text, gate) for i, text in ends))
         ended = dict(zip(ends, found, strict=True))
         step = trainer_state.global_step + 1
         version = f"{self.stage.name}@{step - 1}"
@@ -145,8 +152,9 @@ class Environment:
         log_metric("seconds/grade", time.perf_counter() - began)
         return [done.reward for done in self.batch]
 
-    async def _graded(self, trace: Trace, text: str) -> Trace:
-        return await self.gradings[trace.node].grade(await self.rollout.finish(trace, text))
+    async def _graded(self, trace: Trace, text: str, gate: asyncio.Semaphore) -> Trace:
+        async with gate:
+            return await self.gradings[trace.node].grade(await self.rollout.finish(trace, text))
 
     def forget_after(self, step: int) -> None:
         """Drop what lies beyond a checkpoint's step: the resumed stage rolls it again, with the same random numbers."""
@@ -169,8 +177,8 @@ class Environment:
         if trace.logprobs is None:
             trace.logprobs = list(logprobs[: len(self.completion_ids[row])])
         self._unscored.discard(row)
-        if not self._unscored and self.batch and self.batch[0].step is not None:
-            self.record.add(self.batch[0].step, self.batch)
+        if not self._unscored:
+            self.record.add(int(trace.step or 0), self.batch)
             self._unscored = {-1}  # recorded once, however often it is learned from
 
 

@@ -5,6 +5,7 @@ on. Several processes share the work; the first alone writes.
 """
 
 import asyncio
+import functools
 import os
 import sys
 import warnings
@@ -90,9 +91,13 @@ class Experiment:
     def upstream(self, node: str) -> list[Trace]:
         """The training cases as they pause at a node, which for the attending depends on who is triage."""
         if node == "triage":
-            return asyncio.run(roll_upstream(self.rollout(), self.cases, node="triage", quiet=True))
+            return self._before_triage
         who = f"-{_version(self.policies['triage'], self.run.folder)}" if "triage" in self.policies else ""
         return self.roll(self.cases, f"upstream-train{who}", "rollout, training cases")
+
+    @functools.cached_property
+    def _before_triage(self) -> list[Trace]:
+        return asyncio.run(roll_upstream(self.rollout(), self.cases, node="triage", quiet=True))
 
     def roll(self, cases: Sequence[LabeledCase], name: str, title: str) -> list[Trace]:
         """The attending's upstream of every case, in their order; what is on record is not rolled again."""

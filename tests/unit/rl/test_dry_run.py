@@ -311,7 +311,6 @@ REFUSED = {
     "a mode": ("one_80gb", {"vllm_mode": "beside"}, ["vllm_mode", "'beside'", "colocate"]),
     "another name for the policy": ("one_24gb", {"model_name_or_path": "x"}, ["model_name_or_path", "--model"]),
     "no adapters in 4 bits": ("one_24gb", {"use_peft": False, "load_in_4bit": True}, ["load_in_4bit", "use_peft"]),
-    "no target": ("one_24gb", {"lora_target_modules": None}, ["lora_target_modules", "None"]),
     "no such target": ("one_24gb", {"lora_target_modules": ["nope"]}, ["lora_target_modules", "nope"]),
     "the head": ("one_80gb", {"lora_target_modules": ["q_proj", "lm_head"]}, ["lora_target_modules", "lm_head"]),
     "a stage": ("one_24gb", {"stages": ["easy", "harder", "hard"]}, ["stages", "'harder'"]),
