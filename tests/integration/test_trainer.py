@@ -320,13 +320,18 @@ def fresh_logprobs(policy, images, trace) -> torch.Tensor:
     return logprobs.gather(1, torch.tensor(trace.completion_ids)[:, None])[:, 0]
 
 
-@pytest.mark.parametrize("flags", [(), ("--num_iterations=2",), ("--gradient_accumulation_steps=2",)], ids=str)
-def test_recorded_tokens_and_log_probabilities_are_those_of_a_fresh_forward_pass(run, policy, images, tmp_path, flags):
-    """Of both nodes, and where a generation is learned from twice: what counts is the policy that wrote it."""
-    run(tmp_path, stage(2, nodes=BOTH), ["--learning_rate=0.01", *flags])
+@pytest.mark.parametrize(
+    ("flag", "rows"),
+    [("", 8), ("--num_iterations=2", 8), ("--gradient_accumulation_steps=2", 16), ("--steps_per_generation=2", 16)],
+)
+def test_recorded_tokens_and_log_probabilities_are_those_of_a_fresh_forward_pass(
+    run, policy, images, tmp_path, flag, rows
+):
+    """Of both nodes, and where a generation is learned from later or twice: what counts is the policy that wrote it."""
+    run(tmp_path, stage(2, nodes=BOTH, gamma=0.1), ["--learning_rate=0.01", *([flag] if flag else [])])
     rollouts = [rollout for rollout in read_traces(tmp_path / "rollouts.parquet") if rollout.step == 1]
     assert {rollout.node for rollout in rollouts} == set(BOTH)
-    assert len(rollouts) == (16 if "--gradient_accumulation_steps=2" in flags else 8)
+    assert len(rollouts) == rows
     for rollout in rollouts:
         assert rollout.finish == "stop"
         expected = fresh_logprobs(policy, images, rollout)
