@@ -43,7 +43,7 @@ def test_the_base_conforms(judged):
 
 
 def test_the_base_keeps_the_format(judged):
-    assert np.mean([trace.rewards["format"] for trace in judged]) == 0.5
+    assert {trace.rewards["format"] for trace in judged} == {1.0}
 
 
 def test_sampling_the_base_sometimes_dissents(policy, rollout, upstream):
