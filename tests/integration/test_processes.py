@@ -1,7 +1,7 @@
 """Two processes train as one does: the same data, the same steps; and one that dies takes the run with it, to resume.
 
-Two real processes on the CPU (gloo), so these tests take their time. They are started by `torchrun`: without GPUs
-`accelerate launch --cpu --num_processes 2` starts one process alone, and says nothing (accelerate 1.15).
+Two real processes on the CPU (gloo), so these tests take their time. They are started as several GPUs are: with `--cpu`
+or a file for several CPUs, `accelerate launch --num_processes 2` starts one process alone, and says nothing (1.15).
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from rl.store import read_traces
 from tests.integration.grpo import assert_same_weights, weights_of
 
 pytestmark = pytest.mark.timeout(600)
-LAUNCH = ["-m", "torch.distributed.run", "--nnodes", "1"]
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 PROGRAM = ["-m", "tests.integration.scripted_training"]
 ROOT = Path(__file__).parents[2]
 # one policy in both roles, re-rolled inside each stage; the last stage is killed in what follows
@@ -52,7 +53,7 @@ def free_port() -> int:
 def launched(processes: int, arguments: list[str], **environment: str) -> tuple[int, str]:
     """Exit code and output of a training in so many processes."""
     if processes > 1:
-        several = ["--nproc_per_node", str(processes), "--master_port", str(free_port())]
+        several = ["--num_processes", str(processes), "--main_process_port", str(free_port())]
         command = [sys.executable, *LAUNCH, *several, *PROGRAM]
     else:
         command = [sys.executable, *PROGRAM]
