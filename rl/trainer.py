@@ -39,7 +39,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from rl import models
 from rl.environment import Environment
 
-BLIND_EVERY = 50
+SWAP_EVERY = 50
 """Optimizer steps between two looks at whether the images matter."""
 
 
@@ -205,7 +205,7 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
             raise RuntimeError("TRL gave no entropies with a gradient: the entropy bonus would silently do nothing")
         logps, entropies = self._scored
         self._keep_logprobs(inputs, logps)
-        if self.state.global_step % BLIND_EVERY == 0 and "pixel_values" in inputs:
+        if self.state.global_step % SWAP_EVERY == 0 and "pixel_values" in inputs:
             self._note_image_effect(model, inputs, logps)
         bonus = entropy_bonus(entropies, inputs["completion_mask"], inputs["gamma"])
         return loss - bonus / (self.current_gradient_accumulation_steps if self.model.training else 1)
@@ -218,20 +218,23 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def _note_image_effect(self, model: Any, inputs: dict[str, Any], logps: torch.Tensor) -> None:
-        """How much a token's log-probability changes, in nats, where the images are made grey."""
+        """How much a token's log-probability changes, in nats, where every prompt is shown another one's images.
+
+        Images of different sizes cannot change places; they are made grey instead.
+        """
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         names = ("image_grid_thw", "num_images", "mm_token_type_ids")
-        blind, _, _ = super()._get_per_token_logps_and_entropies(
+        other, _, _ = super()._get_per_token_logps_and_entropies(
             model,
             ids,
             mask,
             inputs["completion_ids"].size(1),
-            pixel_values=torch.zeros_like(inputs["pixel_values"]),
+            pixel_values=other_images(inputs["pixel_values"], inputs["image_grid_thw"]),
             **{name: inputs.get(name) for name in names},
         )
         there = inputs["completion_mask"].bool()
-        effect = (blind - logps)[there].abs().mean()
+        effect = (other - logps)[there].abs().mean()
         self._metrics["train"]["image_effect"].append(self.accelerator.gather(effect).mean().item())
 
 
@@ -247,6 +250,18 @@ def entropy_bonus(entropies: torch.Tensor, mask: torch.Tensor, gamma: torch.Tens
         A scalar: the sum of gamma_i * H_it over the tokens, divided by their number.
     """
     return (gamma.unsqueeze(1) * entropies * mask).sum() / mask.sum().clamp(min=1)
+
+
+def other_images(pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+    """The images of a batch in the reverse order; grey where they are not all of one size.
+
+    Args:
+        pixels: (patches of all images, values of a patch).
+        grids: (images, 3) patches of each image in time, height and width.
+    """
+    if len(grids) < 2 or (grids != grids[0]).any():
+        return torch.zeros_like(pixels)
+    return pixels.view(len(grids), -1, pixels.size(1)).flip(0).flatten(0, 1)
 
 
 def _says_nothing_of_a_case(record: logging.LogRecord) -> bool:

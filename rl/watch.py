@@ -173,6 +173,6 @@ class Warnings:
         if effect is None or effect >= UNSEEN:
             return None
         return (
-            f"grey images change a token's log-probability by {effect:.1e} nats only: the images do not matter to the "
-            "policy. Are they in the prompt, and large enough?"
+            f"other images change a token's log-probability by {effect:.1e} nats only: the images do not matter to "
+            "the policy. Are they in the prompt, and large enough?"
         )

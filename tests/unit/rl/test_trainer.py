@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rl.trainer import entropy_bonus
+from rl.trainer import entropy_bonus, other_images
 
 ENTROPIES = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
 MASK = torch.tensor([[1, 1, 0], [1, 0, 0]])
@@ -38,3 +38,12 @@ def test_the_gradient_is_gamma_over_the_tokens():
     entropies = ENTROPIES.clone().requires_grad_()
     entropy_bonus(entropies, MASK, torch.tensor([0.3, 0.6])).backward()
     torch.testing.assert_close(entropies.grad, torch.tensor([[0.1, 0.1, 0.0], [0.2, 0.0, 0.0]]))
+
+
+def test_other_images_are_those_of_other_prompts():
+    pixels = torch.arange(12.0).view(6, 2)  # three images of two patches
+    swapped = other_images(pixels, torch.tensor([[1, 1, 2]] * 3))
+    assert torch.equal(swapped, pixels[[4, 5, 2, 3, 0, 1]])
+    different = torch.tensor([[1, 1, 2], [1, 1, 4]])
+    assert not other_images(pixels, different).any()
+    assert not other_images(pixels[:2], torch.tensor([[1, 1, 2]])).any()  # there is no other
