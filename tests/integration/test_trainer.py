@@ -223,7 +223,7 @@ def test_changing_the_image_changes_the_trained_log_probabilities(make_trainer):
 
 @pytest.mark.parametrize("blank", [False, True], ids=["the clinic's images", "one image for all"])
 def test_how_much_the_images_matter_is_measured(make_trainer, blank):
-    trainer = make_trainer()
+    trainer = make_trainer(stage(nodes={"triage": 1.0}))  # an attending that conforms looks at opinions more
     batch = batch_of(trainer)
     if blank:
         images = len(batch["image_grid_thw"])
