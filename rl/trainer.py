@@ -225,17 +225,22 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         names = ("image_grid_thw", "num_images", "mm_token_type_ids")
+        shown = other_images(inputs["pixel_values"], inputs["image_grid_thw"])
         other, _, _ = super()._get_per_token_logps_and_entropies(
             model,
             ids,
             mask,
             inputs["completion_ids"].size(1),
-            pixel_values=other_images(inputs["pixel_values"], inputs["image_grid_thw"]),
+            pixel_values=shown,
             **{name: inputs.get(name) for name in names},
         )
         there = inputs["completion_mask"].bool()
         effect = (other - logps)[there].abs().mean()
-        self._metrics["train"]["image_effect"].append(self.accelerator.gather(effect).mean().item())
+        if torch.equal(shown, inputs["pixel_values"]):
+            effect = effect * torch.nan  # all prompts here have the same images: nothing was swapped
+        effects = self.accelerator.gather(effect)
+        if not effects.isnan().all():
+            self._metrics["train"]["image_effect"].append(effects.nanmean().item())
 
 
 def entropy_bonus(entropies: torch.Tensor, mask: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,7 @@ class ByModel:
             return self._update(self.model.invoke(messages, named), state)
         key = self.frozen.key(self.node.name, self.model, messages, state)
         if known := self.frozen.get(key):
-            return self._update(Kept(answer=known).invoke(messages, named), state, cached=True)
+            return self._update(Kept(answer=known).invoke(messages, _as_cached(named)), state, cached=True)
         answer = self.model.invoke(messages, named)
         self.frozen.keep(key, answer)
         return self._update(answer, state)
@@ -106,7 +106,7 @@ class ByModel:
             return self._update(await self.model.ainvoke(messages, named), state)
         key = self.frozen.key(self.node.name, self.model, messages, state)
         if known := await self.frozen.aget(key):
-            return self._update(await Kept(answer=known).ainvoke(messages, named), state, cached=True)
+            return self._update(await Kept(answer=known).ainvoke(messages, _as_cached(named)), state, cached=True)
         answer = await self.model.ainvoke(messages, named)
         await self.frozen.akeep(key, answer)
         return self._update(answer, state)
@@ -165,6 +165,11 @@ def _named(config: RunnableConfig | None, node: str, state: Mapping[str, Any]) -
     metadata = {key: state[key] for key in ("specialty", "doctor", "vote") if key in state}
     name = " ".join([node, *map(str, metadata.values())])
     return {**(config or {}), "run_name": name, "metadata": {**(config or {}).get("metadata", {}), **metadata}}
+
+
+def _as_cached(named: RunnableConfig) -> RunnableConfig:
+    """The config of a call that only says once more what is known: callbacks can tell it by its metadata."""
+    return {**named, "metadata": {**named["metadata"], "cached": True}}
 
 
 def _usage(message: BaseMessage, cached: bool) -> NodeUsage:

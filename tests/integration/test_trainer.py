@@ -221,16 +221,16 @@ def test_changing_the_image_changes_the_trained_log_probabilities(make_trainer):
     assert (same - other).abs().max() > 1e-3  # were there no features: 0
 
 
-@pytest.mark.parametrize("blank", [False, True], ids=["the clinic's images", "one image for all"])
-def test_how_much_the_images_matter_is_measured(make_trainer, blank):
+@pytest.mark.parametrize("blind", [False, True], ids=["a policy that sees", "a blind policy"])
+def test_how_much_the_images_matter_is_measured(make_trainer, blind):
     trainer = make_trainer(stage(nodes={"triage": 1.0}))  # an attending that conforms looks at opinions more
     batch = batch_of(trainer)
-    if blank:
-        images = len(batch["image_grid_thw"])
-        batch["pixel_values"] = batch["pixel_values"][: len(batch["pixel_values"]) // images].repeat(images, 1)
+    if blind:
+        for weights in trainer.model.model.visual.merger.parameters():
+            weights.data.zero_()
     gradient_of(trainer, batch)
     (effect,) = trainer._metrics["train"]["image_effect"]
-    if blank:
+    if blind:
         assert effect == pytest.approx(0, abs=1e-6)
     else:
         assert effect > 10 * UNSEEN
@@ -616,3 +616,12 @@ def test_images_travel_to_the_model_in_any_colour(policy, images):
         ref = images.put(Image.new(mode, (40, 30)))
         state = {"question": "?", "options": [], "images": [ref], "context": None, "opinions": []}
         assert "pixel_values" in tokenize(policy.processor, [attending_messages(state, images)])
+
+
+def test_where_all_prompts_show_the_same_nothing_is_said_of_the_images(make_trainer):
+    trainer = make_trainer()
+    batch = batch_of(trainer)
+    images = len(batch["image_grid_thw"])
+    batch["pixel_values"] = batch["pixel_values"][: len(batch["pixel_values"]) // images].repeat(images, 1)
+    gradient_of(trainer, batch)
+    assert "image_effect" not in trainer._metrics["train"]
