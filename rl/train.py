@@ -1,5 +1,7 @@
 """GRPO on whole consultations: what `rl.train_triage` and `rl.train_attending` do."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,11 @@ from trl import GRPOConfig
 from rl.curriculum import Stage, count_tiers, draw_prompts
 from rl.curves import draw_curves
 from rl.environment import Environment
-from rl.experiment import Experiment, drawn_often
+from rl.experiment import Experiment, drawn_often, main
 from rl.policy import forget_policies, load_policy
 from rl.recipe import prompts_a_step, prompts_of, stage_settings
 from rl.rollout import Rollout
+from rl.settings import Command
 from rl.stage import train_stage
 from rl.store import Rollouts, read_traces
 from rl.traces import Trace
@@ -94,3 +97,14 @@ class Training(Experiment):
     def draw(self, stages: list[str], summary: dict[str, Any]) -> None:
         """Draw the curves of reward, entropy and accuracy."""
         draw_curves(self.run.folder, stages, summary)
+
+
+def train(command: Command, arguments: Sequence[str] | None) -> dict[str, Any]:
+    """A command line of training, or with `--dry_run` a look at what it comes to; returns the summary."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if DRY_RUN in given:
+        from rl.dry_run import show  # only then: it reads more of TRL, accelerate and peft than training does
+
+        show(command, [argument for argument in given if argument != DRY_RUN])
+        return {}
+    return main(Training, command, given)

@@ -11,29 +11,21 @@ for each case and specialty. Writes `runs/<name>/`, as `rl.train_attending` does
 and confusion matrix, before and after.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from trl import GRPOConfig
 
-from rl.experiment import main as run
 from rl.recipe import Recipe
 from rl.settings import CONFIGS, Command
-from rl.train import DRY_RUN, Training
+from rl.train import train
 
 COMMAND = Command("rl.train_triage", CONFIGS / "clinic_triage.yaml", Recipe, GRPOConfig)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns the summary."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if DRY_RUN in given:
-        from rl.dry_run import show  # only then: it reads more of TRL, accelerate and peft than training does
-
-        show(COMMAND, [argument for argument in given if argument != DRY_RUN])
-        return {}
-    return run(Training, COMMAND, given)
+    return train(COMMAND, arguments)
 
 
 if __name__ == "__main__":
