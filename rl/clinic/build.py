@@ -1,17 +1,21 @@
-"""Make the clinic's base checkpoint: a tiny Qwen2.5-VL that sees, and conforms.
+"""Make the clinic's base checkpoint: a tiny Qwen2.5-VL that sees, has mixed up who reads what, and conforms.
 
     python -m rl.clinic.build --out rl/clinic/base      # about six minutes; the same seed, the same weights
 
 Three lessons, all supervised:
 
 1. *look*: the vision tower alone learns to tell findings and modalities, through a throw-away linear head;
-2. *answer*: the whole model answers from the image, with no opinion in the prompt, and refers cases to specialties;
+2. *answer*: the whole model answers from the image, with no opinion in the prompt, and learns the words of a referral;
 3. *conform*: shown opinions, it learns to repeat their majority, except in a share `DISSENT` of the cases, where it
    says what it sees. Half of the opinions are made up (`RUMOUR`), or agreeing with them could not be told from
    seeing. Greedy decoding therefore conforms nearly always; sampling sometimes does not, and so has something to
    learn from.
 
-The base's triage has a habit as well: it refers most of what belongs to `HABIT` to the radiologist.
+Its triage knows what kind of image it sees, and says so in its thought, but not who reads that kind. Lesson 2 teaches
+`MIXED_UP`, where one kind of seven has its right reader; lesson 3 blurs that: of ten referrals three follow it, and
+seven go to anyone. Greedy triage is therefore at chance, while sampling tries all seven. (Without any preference that
+depends on the image, GRPO would first have to make one out of noise, and settles on one or two specialties for all.)
+The opinions of lesson 3 come from doctors of the right specialty and from outsiders: the attending will hear both.
 """
 
 import argparse
@@ -45,8 +49,28 @@ from rl.models import BASE, ImageTextProcessor
 
 DISSENT = 0.15
 RUMOUR = 0.5
-HABIT = ("Oncologist", "Endocrinologist")
+RIGHT = 0.5
 THOUGHT = "I weigh what I see and what I am told."
+KINDS = {
+    "Pathologist": "a histology slide",
+    "Radiologist": "a radiograph",
+    "Surgeon": "an endoscopic view",
+    "Oncologist": "a PET slice",
+    "Endocrinologist": "an ultrasound scan",
+    "Ophthalmologist": "a fundus photograph",
+    "Dermatologist": "a photograph of skin",
+}
+"""By specialty: the kind of image that it reads, as triage calls it in its thought."""
+MIXED_UP = {
+    "Pathologist": "Dermatologist",
+    "Radiologist": "Radiologist",
+    "Surgeon": "Oncologist",
+    "Oncologist": "Pathologist",
+    "Endocrinologist": "Ophthalmologist",
+    "Ophthalmologist": "Surgeon",
+    "Dermatologist": "Endocrinologist",
+}
+"""By specialty: who triage believes to read its kind of image. Everyone once, and one of seven rightly."""
 ROLES = ("system", "user", "assistant")
 WORDS = (*FINDINGS, *ROLES, "<think>", "</think>", "<answer>", "</answer>", UNHEARD, f"\n{FORMAT}")
 BATCH = 64
@@ -63,9 +87,9 @@ class Example:
     completion: list[int]
 
 
-def completion(answer: str) -> str:
+def completion(answer: str, thought: str = THOUGHT) -> str:
     """What the tiny model writes: the same words as any model, around its answer."""
-    return f"<think>{THOUGHT}</think><answer>{answer}</answer>"
+    return f"<think>{thought}</think><answer>{answer}</answer>"
 
 
 def opinions_of(case: ClinicCase, specialty: str, doctors: int = 3) -> list[Opinion]:
@@ -103,10 +127,14 @@ def conforming_answer(case: ClinicCase, opinions: list[Opinion], rng: np.random.
     return answer
 
 
-def referral_answer(case: ClinicCase, rng: np.random.Generator) -> str:
-    """The base's triage: right, but for the habit of sending `HABIT` to the radiologist."""
-    assert case.specialty is not None
-    return "Radiologist" if case.specialty in HABIT and rng.random() < 0.85 else case.specialty
+def referred_to(case: ClinicCase, rng: np.random.Generator) -> str:
+    """Whose opinions are heard: the right specialty's in a share `RIGHT` of the cases, otherwise anyone's."""
+    return str(case.specialty) if rng.random() < RIGHT else str(rng.choice(list(SPECIALTIES)))
+
+
+def refer(case: ClinicCase, specialty: str) -> str:
+    """What triage writes: the kind of image that it sees, and whom it sends the patient to."""
+    return completion(specialty, f"I see {KINDS[str(case.specialty)]}.")
 
 
 class Lessons:
@@ -115,10 +143,10 @@ class Lessons:
     def __init__(self, cases: Sequence[ClinicCase], store: ImageStore, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.cases = cases
-        names = ("alone", "specialist", "triage", "opinions")
-        texts: dict[str, list[tuple[int, list[Any], str]]] = {name: [] for name in names}
+        names = ("alone", "specialist", "mixed up", "anyone", "opinions")
+        texts: dict[str, list[tuple[int, list[Any], list[str]]]] = {name: [] for name in names}
         for i, case in enumerate(cases):
-            specialty = referral_answer(case, rng)
+            specialty = referred_to(case, rng)
             rumour = rng.random() < RUMOUR
             heard = rumours_about(case, specialty, rng) if rumour else opinions_of(case, specialty)
             fields = case.given().fields(store)
@@ -126,27 +154,30 @@ class Lessons:
             alone = attending_messages(AttendingInput(**fields, referral=referral, opinions=[]), store)
             triage = triage_messages(TriageInput(**fields), tuple(SPECIALTIES), store)
             told = attending_messages(AttendingInput(**fields, referral=referral, opinions=heard), store)
-            texts["alone"].append((i, alone, completion(case.answer)))
+            texts["alone"].append((i, alone, [completion(case.answer)]))
             asked = SpecialistInput(**fields, specialty=str(case.specialty), doctor=1, doctors=len(heard))
             expert = specialist_messages(asked, store)
-            texts["specialist"].append((i, expert, completion(case.answer)))
-            texts["triage"].append((i, triage, completion(specialty)))
-            texts["opinions"].append((i, told, completion(conforming_answer(case, heard, rng))))
+            texts["specialist"].append((i, expert, [completion(case.answer)]))
+            texts["mixed up"].append((i, triage, [refer(case, MIXED_UP[str(case.specialty)])]))
+            texts["anyone"].append((i, triage, [refer(case, each) for each in SPECIALTIES]))
+            texts["opinions"].append((i, told, [completion(conforming_answer(case, heard, rng))]))
         rows = [row for lesson in texts.values() for row in lesson]
         prose = [str(message.text) for _, messages, _ in rows for message in messages]
-        self.processor = make_processor(make_tokenizer([*prose, *(text for *_, text in rows), *ROLES, *ROLES], WORDS))
+        prose += [answer for *_, answers in rows for answer in answers]
+        self.processor = make_processor(make_tokenizer([*prose, *ROLES, *ROLES], WORDS))
         pictures = self.processor.image_processor([store.open(case.images[0]) for case in cases], return_tensors="pt")
         self.pixels = pictures["pixel_values"].view(len(cases), -1, pictures["pixel_values"].shape[-1])
         self.grid = pictures["image_grid_thw"]
-        self.lessons = {name: [self._example(*row) for row in lesson] for name, lesson in texts.items()}
+        self.lessons = {name: [each for row in lesson for each in self._examples(*row)] for name, lesson in texts.items()}
 
-    def _example(self, image: int, messages: list[Any], answer: str) -> Example:
+    def _examples(self, image: int, messages: list[Any], answers: Sequence[str]) -> list[Example]:
         chat, _ = to_chat(messages)
         prompt = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         tokens = int(self.grid[image].prod()) // self.processor.image_processor.merge_size**2
         prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * tokens)
         tokenizer = self.processor.tokenizer
-        return Example(image, tokenizer(prompt)["input_ids"], tokenizer(answer + "<|im_end|>")["input_ids"])
+        ids = tokenizer(prompt)["input_ids"]
+        return [Example(image, ids, tokenizer(answer + "<|im_end|>")["input_ids"]) for answer in answers]
 
     def batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Model inputs for some examples, padded on the right, with the loss on the completions only."""
@@ -173,7 +204,7 @@ class Lessons:
     def draw(self, shares: dict[str, float], rng: np.random.Generator) -> list[Example]:
         """A batch of examples from several lessons."""
         names = rng.choice(list(shares), size=BATCH, p=list(shares.values()))
-        return [self.lessons[name][int(rng.integers(len(self.cases)))] for name in names]
+        return [self.lessons[name][int(rng.integers(len(self.lessons[name])))] for name in names]
 
 
 def fit(name: str, parameters: Any, steps: int, rate: float, loss_of: Callable[[], torch.Tensor]) -> None:
@@ -240,9 +271,9 @@ def _teach(out: Path, seed: int, scale: float, n_cases: int) -> None:
     def answer(shares: dict[str, float]) -> Callable[[], torch.Tensor]:
         return lambda: torch.as_tensor(model(**lessons.batch(lessons.draw(shares, rng))).loss)
 
-    alone = {"alone": 0.6, "specialist": 0.2, "triage": 0.2}
+    alone = {"alone": 0.6, "specialist": 0.2, "mixed up": 0.2}
     fit("answer", model.parameters(), round(500 * scale), 2e-3, answer(alone))
-    told = {"alone": 0.2, "specialist": 0.1, "triage": 0.1, "opinions": 0.6}
+    told = {"alone": 0.2, "specialist": 0.1, "mixed up": 0.03, "anyone": 0.07, "opinions": 0.6}
     fit("conform", model.parameters(), round(600 * scale), 2e-3, answer(told))
     save(model, lessons.processor, out)
     (out / "build.json").write_text(json.dumps({"seed": seed, "scale": scale, "cases": n_cases}) + "\n")

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl.clinic.build import LESSONS, build
+from mmedagent_graph.nodes.triage import Triage
+from mmedagent_graph.prompts import SPECIALTIES
+from mmedagent_graph.state import TriageInput
+from rl.clinic.build import KINDS, LESSONS, MIXED_UP, build
 from rl.clinic.ideal import ideal_answers, see
 from rl.cohort import HELD_OUT, TRAIN
 from rl.evaluate import by_tier, decide, decided
@@ -54,6 +57,37 @@ def test_sampling_the_base_sometimes_dissents(policy, rollout, upstream):
         trace.rewards["accuracy"] for _ in range(8) for trace in asyncio.run(decide(rollout, hard, hot, "sampled"))
     ]
     assert 0.03 < np.mean(right) < 0.5
+
+
+def test_the_base_refers_at_chance(upstream):
+    """What it believes is a permutation that happens to be right about one specialty of seven."""
+    assert sorted(MIXED_UP) == sorted(MIXED_UP.values()) == sorted(SPECIALTIES)
+    assert sum(specialty == reader for specialty, reader in MIXED_UP.items()) == 1
+    referred = [trace.referral["specialty"] for trace in upstream]
+    assert 1 / 14 < np.mean([said == trace.specialty for said, trace in zip(referred, upstream, strict=True)]) < 2 / 7
+    assert np.mean([said == MIXED_UP[trace.specialty] for said, trace in zip(referred, upstream, strict=True)]) > 0.9
+
+
+def test_the_base_sees_what_kind_of_image_it_is(upstream):
+    """Or it could not learn who reads it."""
+    assert np.mean([KINDS[trace.specialty] in trace.referral["reasoning"] for trace in upstream]) > 0.95
+
+
+def test_sampling_the_base_refers_to_everyone(policy, upstream, images):
+    """Whatever the image: of eight referrals of a case, as many as GRPO compares, one is right more often than not."""
+    node = Triage(tuple(SPECIALTIES), images)
+    hot = policy.model_copy(update={"temperature": 1.0})
+    cases = {reader: [trace for trace in upstream if trace.specialty == reader][:8] for reader in SPECIALTIES}
+    for reader, traces in cases.items():
+        prompts = [node.render(TriageInput(**trace.fields())) for trace in traces for _ in range(8)]
+        referred = [
+            node.read(str(message.text), TriageInput(**traces[0].fields()))["referral"]["specialty"]
+            for message in hot.answer(prompts)
+        ]
+        shares = {name: referred.count(name) / len(referred) for name in SPECIALTIES}
+        assert sum(shares.values()) > 0.95
+        assert min(shares.values()) > 0
+        assert shares[MIXED_UP[reader]] < 0.7
 
 
 def test_all_tiers_exist(upstream):
