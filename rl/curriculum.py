@@ -77,6 +77,10 @@ class Stage:
     schedule: str = "constant"
     """How the entropy weight goes within the stage, one of `SCHEDULES`."""
 
+    def weight(self, node: str) -> float:
+        """What an advantage of this node counts: all nodes weigh the same, whatever their shares of the prompts."""
+        return sum(self.nodes.values()) / (len(self.nodes) * self.nodes[node])
+
     def gamma(self, trace: Trace, done: float) -> float:
         """The entropy weight of a sample when a share `done` (0 to 1) of the stage's steps is done."""
         kind = "triage" if trace.node == "triage" else str(trace.tier)

@@ -60,8 +60,11 @@ class Environment:
         self.record, self.folder, self.reroll, self.per_step = record, folder, reroll, per_step
         self.batch: list[Trace] = []
         """The rollouts of the last generation, as they will be recorded."""
-        self.completion_ids: list[list[int]] = []
+        self.ends: frozenset[int] = frozenset()
+        """The tokens that end an answer, as the trainer knows them."""
+        self._calls = (0, 0)
         self._unscored: set[int] = set()
+        self._recorded = False
         self._rolled = -1
 
     def dataset(self) -> Dataset:
@@ -135,26 +138,33 @@ class Environment:
     ) -> list[float | None]:
         """TRL's reward function: each completion goes on through the graph and is graded as a whole trace."""
         began = time.perf_counter()
-        texts = [completion[0]["content"] for completion in completions]
-        ends = dict.fromkeys(zip(trace, texts, strict=True))  # equal completions of one prompt have one end
+        keys = [(i, tuple(ids)) for i, ids in zip(trace, completion_ids, strict=True)]
+        texts = dict(zip(keys, (completion[0]["content"] for completion in completions), strict=True))
         gate = asyncio.Semaphore(CONCURRENCY)
-        found = await asyncio.gather(*(self._graded(self.prompts[i], text, gate) for i, text in ends))
-        ended = dict(zip(ends, found, strict=True))
+        found = await asyncio.gather(*(self._graded(*key, text, gate) for key, text in texts.items()))
+        ended = dict(zip(texts, found, strict=True))  # equal completions of one prompt have one end
         step = trainer_state.global_step + 1
         version = f"{self.stage.name}@{step - 1}"
-        self.batch = [
-            dataclasses.replace(ended[end], step=step, policy=version) for end in zip(trace, texts, strict=True)
-        ]
-        self.completion_ids = completion_ids
-        self._unscored = set(range(len(self.batch)))
-        for name, value in _figures(self.batch, self.rollout).items():
+        self.flush()
+        self.batch = [dataclasses.replace(ended[key], step=step, policy=version) for key in keys]
+        self._unscored, self._recorded = set(range(len(self.batch))), False
+        for name, value in {**_figures(self.batch), **self._cache_hits()}.items():
             log_metric(name, value)
         log_metric("seconds/grade", time.perf_counter() - began)
         return [done.reward for done in self.batch]
 
-    async def _graded(self, trace: Trace, text: str, gate: asyncio.Semaphore) -> Trace:
+    async def _graded(self, place: int, completion_ids: tuple[int, ...], text: str, gate: asyncio.Semaphore) -> Trace:
         async with gate:
-            return await self.gradings[trace.node].grade(await self.rollout.finish(trace, text))
+            done = await self.rollout.finish(self.prompts[place], text)
+            done.completion_ids = list(completion_ids)
+            done.finish = "stop" if completion_ids[-1:] and completion_ids[-1] in self.ends else "length"
+            return await self.gradings[done.node].grade(done)
+
+    def _cache_hits(self) -> dict[str, float]:
+        """The share of the model calls since the last generation that were spared."""
+        before, self._calls = self._calls, (self.rollout.asked, self.rollout.spared)
+        asked, spared = (now - then for now, then in zip(self._calls, before, strict=True))
+        return {"cache_hits": spared / (asked + spared)} if asked + spared else {}
 
     def forget_after(self, step: int) -> None:
         """Drop what lies beyond a checkpoint's step: the resumed stage rolls it again, with the same random numbers."""
@@ -171,15 +181,25 @@ class Environment:
         """The entropy weight of each of the last rollouts when a share `done` of the stage's steps is done."""
         return [self.stage.gamma(trace, done) for trace in self.batch]
 
-    def scored(self, row: int, logprobs: Sequence[float]) -> None:
-        """Take the log-probabilities of a rollout of the last generation; with the last of them, all are recorded."""
+    def scored(self, row: int, logprobs: Sequence[float] | None) -> None:
+        """Take the log-probabilities of a rollout of the last generation; with the last of them, all are recorded.
+
+        Args:
+            row: which rollout.
+            logprobs: of its tokens, and of padding; None where nobody has measured them.
+        """
         trace = self.batch[row]
-        if trace.logprobs is None:
-            trace.logprobs = list(logprobs[: len(self.completion_ids[row])])
+        if trace.logprobs is None and logprobs is not None:
+            trace.logprobs = list(logprobs[: len(trace.completion_ids or [])])
         self._unscored.discard(row)
         if not self._unscored:
-            self.record.add(int(trace.step or 0), self.batch)
-            self._unscored = {-1}  # recorded once, however often it is learned from
+            self.flush()
+
+    def flush(self) -> None:
+        """Record the last generation, once, however often it is learned from, and also where not all of it was."""
+        if self.batch and not self._recorded:
+            self.record.add(int(self.batch[0].step or 0), self.batch)
+            self._recorded = True
 
 
 def _asked(messages: Sequence[BaseMessage]) -> Prompt:
@@ -199,7 +219,7 @@ def _before_triage(trace: Trace) -> Trace:
     )
 
 
-def _figures(batch: Sequence[Trace], rollout: Rollout) -> dict[str, float]:
+def _figures(batch: Sequence[Trace]) -> dict[str, float]:
     """What is worth watching of a generation; shares of 1, over the rollouts that each concerns."""
     figures: dict[str, list[float]] = {}
 
@@ -217,6 +237,4 @@ def _figures(batch: Sequence[Trace], rollout: Rollout) -> dict[str, float]:
             note("unparsed/triage", float(trace.referral is None or trace.referral["specialty"] is None))
         else:
             note("unparsed", float(trace.decision is None or trace.decision["answer"] is None))
-    if calls := rollout.asked + rollout.spared:
-        note("cache_hits", rollout.spared / calls)
     return {name: math.fsum(values) / len(values) for name, values in figures.items()}

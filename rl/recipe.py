@@ -111,11 +111,27 @@ class Recipe(Consultations):
         if adaptive and any((*self.gammas, self.triage_gamma)):
             zeros = " ".join(["0"] * len(self.gammas))
             raise ValueError(f"use_adaptive_entropy: TRL's controller sets the weight itself; add --gammas {zeros}")
-        aligned = trainer.gradient_accumulation_steps % (trainer.steps_per_generation * trainer.num_iterations) == 0
-        if len(self.nodes) > 1 and self.reroll_steps and not (self.alternate or aligned):
+        self._check_generations(trainer)
+
+    def _check_generations(self, trainer: Any) -> None:
+        """A generation may serve several optimizer steps, and between those nothing can be rolled anew or resumed."""
+        rerolls = len(self.nodes) > 1 and self.reroll_steps and not self.alternate
+        if rerolls and self.tiers == "disagreement":
+            raise ValueError(
+                "tiers: disagreement; cases that the policy's own triage refers anew get their tier by the key. Give "
+                "--reroll_steps 0 or --alternate true"
+            )
+        uses, accumulated = trainer.steps_per_generation * trainer.num_iterations, trainer.gradient_accumulation_steps
+        if rerolls and accumulated % uses:
             raise ValueError(
                 "reroll_steps: a generation serves several optimizer steps (steps_per_generation x num_iterations is "
                 "more than gradient_accumulation_steps); it cannot be rolled anew at a step. Give --reroll_steps 0"
+            )
+        if uses > accumulated and trainer.save_strategy == "steps" and trainer.save_steps * accumulated % uses:
+            raise ValueError(
+                f"save_steps: {trainer.save_steps}, but a generation serves {uses / accumulated:g} optimizer steps "
+                "(steps_per_generation x num_iterations / gradient_accumulation_steps), and a run that is resumed "
+                "inside one would differ: give a multiple of it"
             )
 
     def _check_stages(self) -> None:
@@ -233,8 +249,9 @@ def _shared_out(steps: int, shares: Sequence[float]) -> list[int]:
 
 
 def prompts_of(stage: Stage, trainer: GRPOConfig) -> int:
-    """How many prompts a stage takes."""
-    return math.ceil(stage.steps * prompts_a_step(trainer))
+    """How many prompts a stage takes: those of whole generations, or TRL would leave the last one out."""
+    groups = int(trainer.generation_batch_size) // int(trainer.num_generations)
+    return groups * math.ceil(round(stage.steps * prompts_a_step(trainer) / groups, 9))
 
 
 def prompts_a_step(trainer: GRPOConfig) -> float:

@@ -113,16 +113,15 @@ class Rollout:
     async def _referred(self, trace: Trace, read: Update, *, to_end: bool) -> Trace:
         """What follows a referral, which is rolled once for each case and specialty."""
         key = (trace.case, read["referral"]["specialty"], to_end)
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = asyncio.ensure_future(self._follow(trace, read, to_end))
-        else:
-            self.spared += 1
+        shared = self._known.get(key)
+        known = shared or self._known.setdefault(key, asyncio.ensure_future(self._follow(trace, read, to_end)))
         try:
             found = await known
         except BaseException:
             self._known.pop(key, None)  # a failure is not remembered
             raise
+        if shared:
+            self.spared += sum(spent["calls"] + spent["cached"] for spent in found.usage.values())
         return dataclasses.replace(copy.deepcopy(found), **read)
 
     async def _follow(self, trace: Trace, read: Update, to_end: bool) -> Trace:

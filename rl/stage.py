@@ -16,7 +16,7 @@ from trl import GRPOConfig
 
 from rl.environment import Environment
 from rl.models import Start, load_processor
-from rl.trainer import ConsultationTrainer
+from rl.trainer import ConsultationTrainer, SharedVLLM
 from rl.watch import StageProgress, tensorboard_in
 
 
@@ -76,10 +76,12 @@ def train_stage(environment: Environment, start: Start, out: Path, settings: GRP
     for callback in (ProgressCallback, PrinterCallback):  # one bar is enough
         trainer.remove_callback(callback)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
+    environment.flush()
     unfinished = out / "model.part"
     trainer.save_model(str(unfinished))
     state.wait_for_everyone()
     del trainer  # its weights and optimizer make room for the next stage's
+    SharedVLLM.let_go()
     gc.collect()
     torch.cuda.empty_cache()
     if state.is_main_process:

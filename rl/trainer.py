@@ -11,7 +11,8 @@ TRL's `GRPOTrainer` does everything; this subclass adds
    completion tokens, whatever `top_entropy_quantile` says;
 2. prompts that are made when they are needed: an attending's prompt holds what the policy's own triage led to, which
    changes as the policy does;
-3. the same weight for every node of a batch, however many rows it has there;
+3. the same weight for what every node is paid, however many rows it has (the KL term and the entropy bonus are
+   means over all tokens);
 4. a record of every rollout with its token ids and log-probabilities, and what there is to watch;
 5. one vLLM for all stages.
 
@@ -80,7 +81,12 @@ class SharedVLLM(VLLMGeneration):  # type: ignore[misc]
         for name in ("llm", "tp_group", "vllm_client", "_llm_weights_sleeping"):
             if hasattr(last, name):
                 setattr(self, name, getattr(last, name))
-        last.model = last.accelerator = None  # the last stage's weights are free to go
+
+    @classmethod
+    def let_go(cls) -> None:
+        """Forget the last stage's weights and optimizer; the engine stays."""
+        if cls._last is not None:
+            cls._last.model = cls._last.accelerator = None
 
 
 grpo_trainer.VLLMGeneration = SharedVLLM
@@ -125,6 +131,7 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
         if freeze_vision:
             models.freeze_vision(self.model)
         self.environment = environment
+        environment.ends = frozenset(self.eos_token_ids)
         self._scored: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def complete(self, prompts: Sequence[Any]) -> list[tuple[str, list[int]]]:
@@ -149,6 +156,11 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
         everybodys = dict(gather_object(list(zip(mine, said, strict=False))))
         return [everybodys[i] for i in range(len(prompts))]
 
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """TRL marks a prompt without images among others by None, which the processor refuses (TRL 1.16)."""
+        ids, images, fields = super()._tokenize_prompts(prompts)
+        return ids, images and [of_prompt or [] for of_prompt in images], fields
+
     def _generate(self, prompts: list[Any]) -> Any:
         start = time.perf_counter()
         generated = super()._generate(prompts)
@@ -162,33 +174,30 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
         traces = environment.batch
         for i, trace in enumerate(traces):
             trace.prompt_ids = output["prompt_ids"][i][output["prompt_mask"][i].bool()].tolist()
-            trace.completion_ids = environment.completion_ids[i]
-            trace.finish = "stop" if trace.completion_ids[-1] in self.eos_token_ids else "length"
         gammas = environment.gammas(step / max(1, self.state.max_steps))
         output["gamma"] = torch.tensor(gammas, dtype=torch.float32, device=self.accelerator.device)
         self._metrics["train"]["gamma"].append(output["gamma"].mean().item())
         output["row"] = torch.arange(len(traces), device=self.accelerator.device)
-        self._note_lost_groups(output["advantages"])
-        output["advantages"] = output["advantages"] * self._node_weights([trace.node for trace in traces])
+        self._note_lost_groups()
+        output["advantages"] = output["advantages"] * torch.tensor(
+            [environment.stage.weight(trace.node) for trace in traces], device=self.accelerator.device
+        )
         return output
 
-    def _node_weights(self, nodes: Sequence[str]) -> torch.Tensor:
-        """(B,) weights that give every node of the whole batch, over all processes, the same sum."""
-        known = list(self.environment.stage.nodes)
-        mine = torch.tensor([known.index(node) for node in nodes], device=self.accelerator.device)
-        counts = torch.bincount(self.accelerator.gather(mine), minlength=len(known))
-        return (counts.sum() / (counts > 0).sum() / counts.clamp(min=1))[mine]
-
-    def _note_lost_groups(self, advantages: torch.Tensor) -> None:
-        """For each kind of case the share of completions whose group all got one reward: they teach nothing."""
+    def _note_lost_groups(self) -> None:
+        """The share of groups whose completions all got one reward, and so teach nothing; also by kind of case."""
         kinds = self.environment.kinds()
-        lost = torch.zeros(2, len(kinds), device=self.accelerator.device)
-        for trace, advantage in zip(self.environment.batch, advantages.tolist(), strict=True):
-            column = kinds.index(trace.node if trace.node == "triage" else str(trace.tier))
-            lost[:, column] += torch.tensor([float(advantage == 0), 1.0], device=lost.device)
-        for kind, (same, n) in zip(kinds, self.accelerator.reduce(lost).T.tolist(), strict=True):
-            if n:
-                self._metrics["train"][f"no_variance/{kind}"].append(same / n)
+        rows = [
+            (kinds.index(trace.node if trace.node == "triage" else str(trace.tier)), trace.reward)
+            for trace in self.environment.batch
+        ]
+        mine = torch.tensor([[kind, torch.nan if reward is None else reward] for kind, reward in rows])
+        groups = self.accelerator.gather(mine.to(self.accelerator.device)).view(-1, self.num_generations, 2).cpu()
+        lost, kind = flat(groups[..., 1]), groups[:, 0, 0]
+        self._metrics["train"]["no_variance"].append(lost.float().mean().item())
+        for i, name in enumerate(kinds):
+            if (kind == i).any():
+                self._metrics["train"][f"no_variance/{name}"].append(lost[kind == i].float().mean().item())
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -205,42 +214,49 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
             raise RuntimeError("TRL gave no entropies with a gradient: the entropy bonus would silently do nothing")
         logps, entropies = self._scored
         self._keep_logprobs(inputs, logps)
-        if self.state.global_step % SWAP_EVERY == 0 and "pixel_values" in inputs:
-            self._note_image_effect(model, inputs, logps)
+        if self.state.global_step % SWAP_EVERY == 0:
+            self._note_image_effect(model, inputs)
         bonus = entropy_bonus(entropies, inputs["completion_mask"], inputs["gamma"])
         return loss - bonus / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     def _keep_logprobs(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:
         """Give the recorded rollouts the log-probabilities under the policy that wrote them."""
         written = inputs.get("old_per_token_logps", logps).detach().float().cpu()
-        for row, values in zip(inputs["row"].tolist(), written.tolist(), strict=True):
-            self.environment.scored(row, values)
+        measured = inputs["completion_mask"].any(dim=1)  # TRL masks what was cut off, if asked to
+        for row, values, known in zip(inputs["row"].tolist(), written.tolist(), measured.tolist(), strict=True):
+            self.environment.scored(row, values if known else None)
 
     @torch.no_grad()
-    def _note_image_effect(self, model: Any, inputs: dict[str, Any], logps: torch.Tensor) -> None:
-        """How much a token's log-probability changes, in nats, where every prompt is shown another one's images.
+    def _note_image_effect(self, model: Any, inputs: dict[str, Any]) -> None:
+        """How much a token's log-probability changes, in nats, where every row is shown another row's images.
 
-        Images of different sizes cannot change places; they are made grey instead.
+        The other row is of the same prompt now and then. Images of different sizes cannot change places; they are made
+        grey instead.
         """
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        names = ("image_grid_thw", "num_images", "mm_token_type_ids")
-        shown = other_images(inputs["pixel_values"], inputs["image_grid_thw"])
-        other, _, _ = super()._get_per_token_logps_and_entropies(
-            model,
-            ids,
-            mask,
-            inputs["completion_ids"].size(1),
-            pixel_values=shown,
-            **{name: inputs.get(name) for name in names},
-        )
-        there = inputs["completion_mask"].bool()
-        effect = (other - logps)[there].abs().mean()
-        if torch.equal(shown, inputs["pixel_values"]):
-            effect = effect * torch.nan  # all prompts here have the same images: nothing was swapped
-        effects = self.accelerator.gather(effect)
+        effect = torch.tensor(torch.nan, device=self.accelerator.device)  # nothing to swap
+        if "pixel_values" in inputs:
+            shown = other_images(inputs["pixel_values"], inputs["image_grid_thw"])
+            if not torch.equal(shown, inputs["pixel_values"]):
+                model.eval()  # dropout would change them, too
+                own, other = (self._logprobs(model, inputs, pixels) for pixels in (inputs["pixel_values"], shown))
+                model.train()
+                effect = (other - own)[inputs["completion_mask"].bool()].abs().mean()
+        effects = self.accelerator.gather(effect)  # by every process, whether it has images or not
         if not effects.isnan().all():
             self._metrics["train"]["image_effect"].append(effects.nanmean().item())
+
+    def _logprobs(self, model: Any, inputs: dict[str, Any], pixels: torch.Tensor) -> torch.Tensor:
+        """(B, T) log-probabilities of the completions, given these images."""
+        logps: torch.Tensor
+        logps, *_ = super()._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].size(1),
+            pixel_values=pixels,
+            **{name: inputs.get(name) for name in ("image_grid_thw", "num_images", "mm_token_type_ids")},
+        )
+        return logps
 
 
 def entropy_bonus(entropies: torch.Tensor, mask: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
@@ -255,6 +271,17 @@ def entropy_bonus(entropies: torch.Tensor, mask: torch.Tensor, gamma: torch.Tens
         A scalar: the sum of gamma_i * H_it over the tokens, divided by their number.
     """
     return (gamma.unsqueeze(1) * entropies * mask).sum() / mask.sum().clamp(min=1)
+
+
+def flat(rewards: torch.Tensor) -> torch.Tensor:
+    """(groups,) whether a group's rewards are all the same, those that are missing (NaN) left aside.
+
+    Args:
+        rewards: (groups, G).
+    """
+    missing = rewards.isnan()
+    spread = rewards.masked_fill(missing, -torch.inf).amax(dim=1) - rewards.masked_fill(missing, torch.inf).amin(dim=1)
+    return ~(spread > 1e-6)
 
 
 def other_images(pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:

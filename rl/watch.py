@@ -26,7 +26,7 @@ SHOWN = {
 """What the progress bar shows, by the trainer's names."""
 BOARD = "TENSORBOARD_LOGGING_DIR"
 WINDOW = 20
-"""Logged steps that a warning looks back on."""
+"""Logged steps that a warning looks back on, where a stage has enough: at most a quarter of them."""
 LOST, CUT, UNREAD = 0.9, 0.2, 0.5
 """Shares above which groups without variance, truncated completions and unreadable answers are warned of."""
 COLLAPSED, EXPLODED = 0.1, 3.0
@@ -66,9 +66,12 @@ class StageProgress(TrainerCallback):  # type: ignore[misc]
         self.warnings = Warnings(stage)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar, where a resumed stage left off."""
+        """Open the bar, and know what was logged, where a resumed stage left off."""
         if state.is_world_process_zero:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=f"stage {self.stage}", unit="step")
+            self.warnings = Warnings(self.stage, max(1, min(WINDOW, state.max_steps // state.logging_steps // 4)))
+            for line in self.path.read_text().splitlines() if self.path.exists() else ():
+                self.warnings.look(json.loads(line))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One step more."""
@@ -95,11 +98,12 @@ class Warnings:
 
     Args:
         stage: the stage's name.
+        window: logged steps to look back on.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, window: int = WINDOW) -> None:
         self.stage = stage
-        self._logs: deque[dict[str, Any]] = deque(maxlen=WINDOW)
+        self._logs: deque[dict[str, Any]] = deque(maxlen=window)
         self._first_entropy: float | None = None
         self._said: set[str] = set()
 
@@ -135,14 +139,14 @@ class Warnings:
         return sum(values) / len(values) if values else None
 
     def _full(self) -> bool:
-        return len(self._logs) == WINDOW
+        return len(self._logs) == self._logs.maxlen
 
     def _above(self, name: str, limit: float, text: str) -> str | None:
         share = self._mean(name)
         return f"{share:.0%} {text}" if share is not None and share > limit else None
 
     def _no_variance(self) -> str | None:
-        share = self._mean("frac_reward_zero_std")
+        share = self._mean("no_variance")
         if share is None or share <= LOST or not self._full():
             return None
         kinds = {name.partition("/")[2] for logs in self._logs for name in logs if name.startswith("no_variance/")}

@@ -168,7 +168,9 @@ class Lessons:
         pictures = self.processor.image_processor([store.open(case.images[0]) for case in cases], return_tensors="pt")
         self.pixels = pictures["pixel_values"].view(len(cases), -1, pictures["pixel_values"].shape[-1])
         self.grid = pictures["image_grid_thw"]
-        self.lessons = {name: [each for row in lesson for each in self._examples(*row)] for name, lesson in texts.items()}
+        self.lessons = {
+            name: [example for row in lesson for example in self._examples(*row)] for name, lesson in texts.items()
+        }
 
     def _examples(self, image: int, messages: list[Any], answers: Sequence[str]) -> list[Example]:
         chat, _ = to_chat(messages)
