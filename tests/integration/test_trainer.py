@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from PIL import Image
 from trl import GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
@@ -18,7 +19,7 @@ from rl.models import folder_of, freeze_vision, load_processor
 from rl.recipe import stage_settings
 from rl.store import read_traces
 from rl.train_attending import COMMAND
-from rl.trainer import ConsultationTrainer
+from rl.trainer import ConsultationTrainer, flat
 from rl.watch import UNSEEN
 from tests.integration.grpo import (
     BOTH,
@@ -236,6 +237,31 @@ def test_how_much_the_images_matter_is_measured(make_trainer, blind):
         assert effect > 10 * UNSEEN
 
 
+def test_dropout_does_not_make_the_images_matter(make_trainer):
+    adapter = LoraConfig(target_modules=["q_proj"], lora_dropout=0.5)
+    trainer = make_trainer(stage(nodes={"triage": 1.0}), peft_config=adapter)
+    for name, weights in trainer.model.named_parameters():
+        if "merger" in name:
+            weights.data.zero_()
+        elif "lora_B" in name:
+            weights.data.normal_()
+    gradient_of(trainer, batch_of(trainer))
+    assert trainer._metrics["train"]["image_effect"] == [pytest.approx(0, abs=1e-6)]
+    assert trainer.model.training
+
+
+def test_cases_with_and_without_images_learn_together(run, pauses, images, tmp_path):
+    """TRL marks a prompt without images by None, which the processor refuses."""
+    traces = [
+        dataclasses.replace(trace, images=trace.images if i % 2 else []) for i, trace in enumerate(pauses["attending"])
+    ]
+    runner = Runner({"attending": traces}, images)
+    runner(tmp_path, stage(2), ["--per_device_train_batch_size=16", "--logging_steps=1"])
+    rollouts = list(read_traces(tmp_path / "rollouts.parquet"))
+    assert {bool(rollout.images) for rollout in rollouts} == {True, False}
+    assert all(len(rollout.logprobs) == len(rollout.completion_ids) for rollout in rollouts)
+
+
 def test_whether_the_images_matter_is_looked_at_now_and_then(make_trainer, monkeypatch):
     monkeypatch.setattr("rl.trainer.SWAP_EVERY", 2)
     trainer = make_trainer(stage(4))
@@ -339,6 +365,26 @@ def test_recorded_tokens_and_log_probabilities_are_those_of_a_fresh_forward_pass
         torch.testing.assert_close(torch.tensor(rollout.logprobs), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("flag", ["--num_iterations=2", "--steps_per_generation=2"])
+def test_a_stage_that_ends_inside_a_generation_is_whole(run, tmp_path, flag):
+    """Every step is taken, on prompts of its own, and what was generated is recorded, learned from or not."""
+    run(tmp_path, stage(3), [flag, "--save_strategy=no"])
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    rollouts = list(read_traces(tmp_path / "rollouts.parquet"))
+    per_generation = 16 if "steps" in flag else 8
+    assert [rollout.step for rollout in rollouts] == [1] * per_generation + [3] * per_generation
+    assert {rollout.case for rollout in rollouts[:per_generation]}.isdisjoint(
+        rollout.case for rollout in rollouts[per_generation:]
+    )
+
+
+def test_what_trl_masks_has_no_log_probabilities(run, tmp_path):
+    run(tmp_path, stage(1), ["--max_completion_length=3", "--mask_truncated_completions=true"])
+    rollouts = list(read_traces(tmp_path / "rollouts.parquet"))
+    assert {(rollout.finish, rollout.logprobs) for rollout in rollouts} == {("length", None)}
+
+
 def test_a_truncated_completion_loses_its_own_reward_only(make_trainer):
     """With room for three tokens nothing is readable; with room for all, rewards come back."""
     cut = make_trainer(flags=("--max_completion_length=3",))
@@ -389,10 +435,18 @@ def test_each_node_has_the_same_say_however_many_rows_it_has(make_trainer, monke
     assert sums == pytest.approx({"triage": 16.0, "attending": 16.0})
 
 
-def test_a_node_alone_has_plain_weights(make_trainer):
-    trainer = make_trainer(stage(nodes=BOTH))
-    for node in BOTH:
-        assert trainer._node_weights([node] * 8).tolist() == [1.0] * 8
+def test_each_node_has_the_same_say_in_steps_of_many_generations(make_trainer):
+    """The weights are those of the stage: a generation of one prompt cannot tell how many the other node has."""
+    flags = ("--per_device_train_batch_size=4", "--gradient_accumulation_steps=8", "--steps_per_generation=1")
+    trainer = make_trainer(stage(nodes={"triage": 3.0, "attending": 1.0}), flags=flags)
+    weight = trainer.environment.stage.weight
+    rows = [trace.node for trace in trainer.environment.prompts]
+    assert len(rows) == 8
+    assert [rows.count(node) * weight(node) for node in BOTH] == pytest.approx([4.0, 4.0])
+
+
+def test_a_node_alone_has_plain_weights():
+    assert [stage(nodes={node: 0.3}).weight(node) for node in BOTH] == [1.0, 1.0]
 
 
 def test_groups_without_variance_are_counted_for_each_kind(make_trainer):
@@ -405,6 +459,23 @@ def test_groups_without_variance_are_counted_for_each_kind(make_trainer):
         lost = [len({trace.reward for trace in group}) == 1 for group in groups]
         noted = trainer._metrics["train"].get(f"no_variance/{kind}")
         assert noted == ([pytest.approx(sum(lost) / len(lost))] if lost else None)
+    groups = [{trace.reward for trace in traces[i : i + 4]} for i in range(0, len(traces), 4)]
+    share = sum(len(group) == 1 for group in groups) / len(groups)
+    assert trainer._metrics["train"]["no_variance"] == [pytest.approx(share)]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "lost"),
+    [
+        ([0.0, 0.5, 1.0, 0.5], False),  # two of them at the mean
+        ([0.3] * 6, True),  # whose mean in floats is not 0.3
+        ([1.0, torch.nan, 1.0], True),
+        ([1.0, torch.nan, 0.5], False),
+        ([torch.nan] * 3, True),
+    ],
+)
+def test_which_groups_teach_nothing(rewards, lost):
+    assert flat(torch.tensor([rewards])).tolist() == [lost]
 
 
 def test_clip_higher_reaches_trl(make_trainer):

@@ -10,7 +10,7 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from rl.chat import text_turns
 from rl.curriculum import Stage
 from rl.environment import Environment
-from rl.grading import PAPER, Grading
+from rl.grading import PAPER, Grading, overlong_of
 from rl.store import Rollouts, read_traces
 
 GRADINGS = {node: Grading.parse(graders) for node, graders in PAPER.items()}
@@ -72,7 +72,7 @@ def graded(environment, texts, rows=None, step=0):
     logged = {}
     given = {
         "completions": [[{"role": "assistant", "content": text}] for text in texts],
-        "completion_ids": [[7] * (1 + i) for i in range(len(texts))],
+        "completion_ids": [[7] * (1 + list(dict.fromkeys(texts)).index(text)) for text in texts],
         "trace": rows or [0] * len(texts),
         "trainer_state": SimpleNamespace(global_step=step),
         "log_metric": logged.__setitem__,
@@ -234,6 +234,24 @@ def test_what_cannot_be_graded_has_no_reward(make, trace):
     assert environment.batch[0].ungraded == ["accuracy"]
 
 
+def test_a_grader_sees_the_tokens_and_how_they_ended(make, trace):
+    """Or a reward of the length would never be given."""
+    seen = []
+
+    def length(one):
+        seen.append((one.completion_ids, one.finish))
+        return -len(one.completion_ids)
+
+    graders = Grading.parse(["overlong", "length=0.1"], {"length": length, "overlong": overlong_of(2)})
+    environment = make([trace()], gradings={"attending": graders})
+    rewards, _ = graded(environment, [RIGHT, WRONG, TORN])
+    assert rewards == [pytest.approx(reward) for reward in (-0.1, -0.2, -1.3)]
+    assert seen == [([7], "length"), ([7, 7], "length"), ([7, 7, 7], "length")]
+    environment.ends = frozenset({7})
+    graded(environment, [RIGHT])
+    assert environment.batch[0].finish == "stop"
+
+
 def test_an_error_of_the_graph_is_not_swallowed(make, trace, graph):
     async def broken(trace, text):
         raise ConnectionError("no doctor")
@@ -261,6 +279,9 @@ def test_the_figures_of_a_generation(make, trace, graph):
         "unparsed/triage": 0.5,
         "cache_hits": 0.75,
     }
+    graph.asked += 8
+    assert graded(environment, texts, [0, 0, 1, 1, 2, 2])[1]["cache_hits"] == 0  # of this generation alone
+    assert "cache_hits" not in graded(environment, texts, [0, 0, 1, 1, 2, 2])[1]  # nobody was to be asked
 
 
 # What the trainer learns of a generation
@@ -299,6 +320,25 @@ def test_generations_of_one_step_are_all_recorded(make, trace, tmp_path):
     environment.record.close(tmp_path / "rollouts.parquet")
     recorded = list(read_traces(tmp_path / "rollouts.parquet"))
     assert [(one.step, one.text) for one in recorded] == [(5, RIGHT), (5, WRONG), (6, TORN)]
+
+
+def test_what_is_not_learned_from_any_more_is_recorded(make, trace, tmp_path):
+    """A stage may end, or a generation follow, before every rollout has been learned from."""
+    environment = make([trace()])
+    graded(environment, [RIGHT, WRONG])
+    environment.scored(0, [-1.0])
+    graded(environment, [TORN], step=1)
+    environment.scored(0, None)  # nobody measured it
+    for _ in range(2):
+        environment.flush()
+    environment.record.close(tmp_path / "rollouts.parquet")
+    recorded = list(read_traces(tmp_path / "rollouts.parquet"))
+    assert [(one.text, one.logprobs) for one in recorded] == [(RIGHT, [-1.0]), (WRONG, None), (TORN, None)]
+
+
+def test_a_stage_without_a_generation_records_nothing(make, trace, tmp_path):
+    make([trace()]).flush()
+    assert list(tmp_path.glob("rollouts/*")) == []
 
 
 def test_kinds_of_prompts():

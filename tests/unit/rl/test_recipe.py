@@ -1,5 +1,6 @@
 """From the settings of a recipe to its stages: which nodes, tiers and weights, and what is refused by name."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -248,16 +249,26 @@ def test_triage_alone_has_one_kind_of_stage():
     ],
 )
 def test_how_many_prompts_a_step_takes(flags, each):
-    recipe, trainer, _ = read(flags)
+    recipe, trainer, _ = read(f"{flags} --save_strategy no")
     assert prompts_a_step(trainer) == each
-    stage = recipe.curriculum(5)[0]
-    assert prompts_of(stage, trainer) >= stage.steps * each
-    assert prompts_of(stage, trainer) - stage.steps * each < 1
+    groups = trainer.generation_batch_size // trainer.num_generations
+    for steps in range(1, 9):
+        stage = dataclasses.replace(recipe.curriculum(0)[0], steps=steps)
+        assert prompts_of(stage, trainer) % groups == 0  # TRL leaves out the prompts of half a generation
+        assert steps * each <= prompts_of(stage, trainer) < steps * each + groups
 
 
 # What cannot work
 
 REFUSED = {
+    "a checkpoint inside a generation": (
+        "--num_iterations 2 --save_steps 3",
+        ["save_steps: 3", "serves 2 optimizer steps", "a multiple"],
+    ),
+    "tiers by the key after all": (
+        "--nodes triage attending --tiers disagreement",
+        ["tiers", "disagreement", "--reroll_steps 0", "--alternate"],
+    ),
     "unknown stage": ("--stages easy hardest hard", ["stages", "'hardest'", "easy, medium, hard, mixed"]),
     "tiers for triage alone": ("--nodes triage", ["stages", "'easy'", "no opinion", "mixed"]),
     "steps of a stage missing": ("--stage_steps 10 20", ["stage_steps", "2 values", "3 stages"]),

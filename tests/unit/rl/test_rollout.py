@@ -301,8 +301,8 @@ async def test_completions_that_name_one_specialty_share_its_panel_and_its_end(i
     assert len(attending.heard) == 3
     assert [done.text for done in ended] == texts
     assert [done.referral["reasoning"] for done in ended] == ["dark", "", "a lump"] * 2 + ["", ""]  # each its own
-    assert rollout.spared == 5
-    assert rollout.asked == 2 * 3 + 3
+    assert rollout.asked == 2 * (3 + 1) + 1  # specialists and the attending, twice; the attending alone
+    assert rollout.spared == 4 * (3 + 1) + 1  # as many calls as the other five completions would have made
     other = LabeledCase("other", case.question, case.answer, case.options, case.images, case.context)
     await rollout.finish(await rollout.upstream(other, "triage"), REFERRALS[0])
     assert clinic.calls() == [0, 3, 3, 3]  # another case has a panel of its own

@@ -11,7 +11,7 @@ HEALTHY = {
     "loss": 0.01,
     "reward": 1.2,
     "entropy": 0.3,
-    "frac_reward_zero_std": 0.6,
+    "no_variance": 0.6,
     "no_variance/easy": 0.9,
     "no_variance/hard": 0.3,
     "completions/clipped_ratio": 0.01,
@@ -41,7 +41,7 @@ def test_nothing_is_said_of_a_log_that_tells_nothing():
 
 
 WARNED = {
-    "no variance": ({"frac_reward_zero_std": 0.95}, WINDOW, ["95%", "easy 90%, hard 30%", "--temperature"]),
+    "no variance": ({"no_variance": 0.95}, WINDOW, ["95%", "easy 90%, hard 30%", "--temperature"]),
     "cut": ({"completions/clipped_ratio": 0.4}, 1, ["40%", "--max_completion_length"]),
     "unread": ({"unparsed": 0.7}, 1, ["70%", "rl.train_sft"]),
     "ungraded": ({"ungraded": 0.1}, 1, ["10%", "`rewards`"]),
@@ -60,7 +60,7 @@ def test_a_warning_comes_once_with_what_can_be_done(fields, after, words):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"frac_reward_zero_std": 0.899},
+        {"no_variance": 0.899},
         {"completions/clipped_ratio": 0.199},
         {"unparsed": 0.499},
         {"ungraded": 0.0},
@@ -143,8 +143,32 @@ def bars(monkeypatch):
     return SimpleNamespace(bars=bars, written=written)
 
 
-def state(step=0, first=True):
-    return SimpleNamespace(is_world_process_zero=first, max_steps=10, global_step=step)
+def state(step=0, first=True, steps=10):
+    return SimpleNamespace(is_world_process_zero=first, max_steps=steps, global_step=step, logging_steps=10)
+
+
+@pytest.mark.parametrize(("steps", "after"), [(10, 1), (100, 2), (400, 10), (4000, 20)])
+def test_a_short_stage_is_warned_of_while_it_can_be_helped(tmp_path, bars, steps, after):
+    progress = StageProgress(tmp_path / "metrics.jsonl", "1-easy")
+    progress.on_train_begin(None, state(steps=steps), None)
+    for i in range(1, steps // 10 + 1):
+        progress.on_log(None, state(10 * i, steps=steps), None, logs={**HEALTHY, "no_variance": 1.0})
+    (warning,) = bars.written
+    assert warning.startswith(f"warning: step {10 * after} of")
+
+
+def test_a_resumed_stage_knows_what_was_logged(tmp_path, bars):
+    """A warning is not repeated, and entropy is still judged by where the stage began."""
+    path, steps = tmp_path / "metrics.jsonl", 100
+    logged = [{**HEALTHY, "unparsed": 0.9}, {**HEALTHY, "entropy": 0.004}]
+    path.write_text("".join(json.dumps({"stage": "1-easy", "step": 10, **log}) + "\n" for log in logged))
+    progress = StageProgress(path, "1-easy")
+    progress.on_train_begin(None, state(20, steps=steps), None)
+    assert bars.written == []
+    for step in (30, 40):
+        progress.on_log(None, state(step, steps=steps), None, logs={**HEALTHY, "unparsed": 0.9, "entropy": 0.001})
+    (warning,) = bars.written
+    assert "has fallen from 0.300" in warning
 
 
 def test_a_stage_is_watched(tmp_path, bars):
