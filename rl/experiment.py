@@ -33,7 +33,7 @@ from rl.models import Start, merge, model_string
 from rl.policy import load_policy
 from rl.rollout import Rollout, roll_upstream
 from rl.run import Run
-from rl.settings import Command, Settings, config_file, read_settings
+from rl.settings import Command, Settings, launch_file, read_settings
 from rl.store import read_traces, write_traces
 from rl.traces import Trace
 
@@ -210,14 +210,13 @@ def refuse_other_launch(settings: Settings, command: Command, arguments: Sequenc
     Raises:
         ValueError: naming the launch file and the launch line.
     """
-    file = getattr(settings.recipe, "accelerate", None)
-    if file is None:
+    path = launch_file(command, arguments)
+    if path is None:
         return
-    path = config_file(command, arguments).parent / file
     wanted, there = read_launch(path).processes, PartialState().num_processes
     if wanted != there:
         line = f"accelerate launch --config_file {path} -m {command.module} ..."
-        raise ValueError(f"accelerate: {file} is for {wanted} processes, and there is {there}; start it by: {line}")
+        raise ValueError(f"accelerate: {path} is for {wanted} processes, and there is {there}; start it by: {line}")
 
 
 def _version(policy: str, run: Path) -> str:

@@ -14,13 +14,12 @@ from rl.experiment import Experiment, drawn_often, main
 from rl.policy import forget_policies, load_policy
 from rl.recipe import prompts_a_step, prompts_of, stage_settings
 from rl.rollout import Rollout
-from rl.settings import Command
+from rl.settings import Command, flags_of, read_early
 from rl.stage import train_stage
 from rl.store import Rollouts, read_traces
 from rl.traces import Trace
 from rl.unlabeled import stratify
 
-DRY_RUN = "--dry_run"
 OFTEN = 20
 """A stage that draws a tier's cases more often than this is likely to learn them by heart, and says so."""
 
@@ -100,11 +99,12 @@ class Training(Experiment):
 
 
 def train(command: Command, arguments: Sequence[str] | None) -> dict[str, Any]:
-    """A command line of training, or with `--dry_run` a look at what it comes to; returns the summary."""
+    """A command line of training, or with `dry_run` a look at what it comes to; returns the summary."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if DRY_RUN in given:
+    # before the settings are read as a whole, which is refused where the recipe's GPUs are not there
+    if read_early(flags_of(command, given), [], ["dry_run"])[0].dry_run:
         from rl.dry_run import show  # only then: it reads more of TRL, accelerate and peft than training does
 
-        show(command, [argument for argument in given if argument != DRY_RUN])
+        show(command, given)
         return {}
     return main(Training, command, given)
