@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, TrlParser
 
-from rl.models import model_string
+from rl.models import model_string, pinned
 from rl.rollout import NODES
 
 SEEDS = 10_000
@@ -203,6 +203,18 @@ def launch_file(command: Command, arguments: Sequence[str]) -> Path | None:
     named = read_early(flags_of(command, arguments), ["accelerate"])[0].accelerate
     recipe = config_file(command, arguments)
     return (recipe.parent if recipe else Path()) / named if named else None
+
+
+def pins(recipe: Consultations) -> list[str]:
+    """Flags by which the models that a recipe names stay what they are, though `runs/latest` moves on."""
+    flags = []
+    for field in ("model", "triage", "attending", "specialists", "judge"):
+        named = getattr(recipe, field, None) or []
+        names = [named] if isinstance(named, str) else named
+        fixed = [pinned(name) for name in names]
+        if fixed != names:
+            flags += [f"--{field}", *fixed]
+    return flags
 
 
 def parse(command: Command, arguments: Sequence[str], processes: int | None = None) -> Settings:

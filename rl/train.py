@@ -35,9 +35,8 @@ class Training(Experiment):
         stages = self.recipe.curriculum(int(self.trainer.max_steps))
         folders = [self.run.folder / "stages" / stage.name for stage in stages]
         # all before the first trainer: making TRL's settings resets the state of accelerate's plugins
-        told = [
-            stage_settings(self.run.command, self.run.arguments, *pair) for pair in zip(stages, folders, strict=True)
-        ]
+        run = self.run
+        told = [stage_settings(run.command, run.flags, *pair) for pair in zip(stages, folders, strict=True)]
         with self.run.phase("rollout"):
             if "attending" in self.recipe.nodes:
                 self.tiers = count_tiers(self.upstream("attending"))
