@@ -34,7 +34,7 @@ format: .venv/installed
 base: .venv/installed
 	$(BIN)/python -m rl.clinic.build
 
-# the README's table: five runs, none of them chosen
+# the README's tables: fifteen runs (three kinds, five seeds), none of them chosen
 seeds: .venv/installed
 	$(BIN)/python benchmarks/seeds.py
 

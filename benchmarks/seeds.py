@@ -1,16 +1,18 @@
 """The README's tables of training: five seeds, none of them chosen.
 
     python benchmarks/seeds.py triage                # triage alone: from chance to its best
-    python benchmarks/seeds.py in_turn               # triage, then the attending with it: what `make demo` does
+    python benchmarks/seeds.py in_turn               # triage, then the attending with that triage
     python benchmarks/seeds.py together              # one policy in both roles, as many generated tokens
     python benchmarks/seeds.py                       # all three (those that are finished are not run again)
     python benchmarks/seeds.py --jobs 2              # two runs at a time, one core each
 
-Runs go to `runs/seeds/`. Prints each table in Markdown: a row for each seed, and the mean with its 95 % interval over
-the seeds (Student's t).
+Runs go to `runs/seeds/<commit>/`, so that a table is always of one commit (`-dirty`: of a tree that differs from it).
+Prints each table in Markdown: a row for each seed, and the mean with its 95 % interval over the seeds (Student's t);
+and where both were asked for, how much better `together` ends than `in_turn`, seed by seed.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -23,24 +25,37 @@ from typing import Any
 
 from tqdm import tqdm
 
-RUNS = Path("runs/seeds")
 TIERS = ("easy", "medium", "hard")
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """The 97.5 % quantile of Student's t, by the number of seeds."""
 Summary = dict[str, Any]
 
 
+def commit() -> str:
+    """What is checked out, the clinic's base checkpoint included."""
+    described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@functools.cache
+def runs() -> Path:
+    """The folder of this commit's runs."""
+    return Path("runs/seeds") / commit()
+
+
 def run(name: str, module: str, seed: int, flags: Sequence[str], threads: int | None) -> Summary:
     """The summary of one run, which is trained if it is not there yet, or goes on if it was broken off."""
-    folder = RUNS / f"{name}-seed{seed}"
-    asked = ["--runs", str(RUNS), "--name", folder.name, "--seed", str(seed), *flags]
+    folder = runs() / f"{name}-seed{seed}"
+    asked = ["--runs", str(runs()), "--name", folder.name, "--seed", str(seed), *flags]
     started = folder / "arguments.json"
     if started.exists() and json.loads(started.read_text())["arguments"] != asked:
         raise SystemExit(f"{folder} was run with other flags; remove it first")
     if not (folder / "summary.json").exists():
+        if commit() != runs().name:
+            raise SystemExit(f"{commit()} is checked out now, and the table is of {runs().name}; start anew")
         command = [sys.executable, "-m", module, *([*asked[:4], "--resume"] if started.exists() else asked)]
         environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-        with (RUNS / f"{folder.name}.log").open("a") as log:
+        with (runs() / f"{folder.name}.log").open("a") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
     summary: Summary = json.loads((folder / "summary.json").read_text())
     return summary
@@ -54,7 +69,7 @@ def triage(seed: int, flags: Sequence[str], threads: int | None) -> Summary:
 def in_turn(seed: int, flags: Sequence[str], threads: int | None) -> Summary:
     """Triage first, then the attending with the trained triage; the whole way counts."""
     first = triage(seed, flags, threads)
-    trained = f"clinic:{RUNS / f'triage-seed{seed}' / 'model'}"
+    trained = f"clinic:{runs() / f'triage-seed{seed}' / 'model'}"
     then = run("in_turn", "rl.train_attending", seed, ["--triage", trained, *flags], threads)
     both = {kind: first["tokens"][kind] + then["tokens"][kind] for kind in first["tokens"]}
     seconds = {"triage": sum(first["seconds"].values()), "attending": sum(then["seconds"].values())}
@@ -115,6 +130,13 @@ def table(summaries: Sequence[Summary], columns: dict[str, Callable[[Summary], f
     return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, ["mean", *means]])
 
 
+def difference(summaries: dict[str, list[Summary]]) -> str:
+    """How much better `together` ends than `in_turn`: the seeds have the same cases, so they are compared in pairs."""
+    pairs = zip(summaries["together"], summaries["in_turn"], strict=True)
+    gains = [percent(one["after"]["overall"]) - percent(other["after"]["overall"]) for one, other in pairs]
+    return f"together minus in_turn, final accuracy, paired by seed: {interval(gains)} points"
+
+
 def main() -> None:
     """The command line; flags that it does not know go to the training commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,13 +146,18 @@ def main() -> None:
     arguments, flags = parser.parse_known_args()
     if unknown := set(arguments.kinds) - set(KINDS):
         raise SystemExit(f"kinds: {', '.join(unknown)} unknown; choose {', '.join(KINDS)}")
-    RUNS.mkdir(parents=True, exist_ok=True)
+    runs().mkdir(parents=True, exist_ok=True)
+    print(f"commit {runs().name}\n")
+    summaries: dict[str, list[Summary]] = {}
     threads = 1 if arguments.jobs > 1 else None
     for kind in arguments.kinds or KINDS:
         train, columns = KINDS[kind]
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            runs = pool.map(lambda seed, train=train: train(seed, flags, threads), arguments.seeds)
-            print(f"{kind}\n\n{table(list(tqdm(runs, kind, len(arguments.seeds), unit='run')), columns)}\n")
+            found = pool.map(lambda seed, train=train: train(seed, flags, threads), arguments.seeds)
+            summaries[kind] = list(tqdm(found, kind, len(arguments.seeds), unit="run"))
+        print(f"{kind}\n\n{table(summaries[kind], columns)}\n")
+    if {"in_turn", "together"} <= set(summaries):
+        print(difference(summaries))
 
 
 if __name__ == "__main__":

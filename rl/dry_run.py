@@ -9,7 +9,6 @@ the adapters by peft on the policy's own shape. What is checked here, TRL would 
 or not at all. The memory is an estimate, the prompt's length an assumption; both are printed as such.
 """
 
-import argparse
 import dataclasses
 import sys
 import warnings
@@ -24,7 +23,7 @@ from rl.curriculum import Stage
 from rl.launch import Launch, read_launch
 from rl.memory import GIB, Load, Part, engine_tokens, memory, peak
 from rl.recipe import Recipe
-from rl.settings import CONFIGS, Command, Settings, config_file, config_name, flags_of
+from rl.settings import CONFIGS, Command, Settings, config_name, launch_file
 from rl.settings import check as check_settings
 from rl.settings import parse as parse_settings
 from rl.shapes import image_patches, meta_policy
@@ -70,10 +69,8 @@ def parse(command: Command, arguments: Sequence[str] = ()) -> tuple[Settings, La
         ValueError: naming the option and its value.
     """
     here = [*arguments, "--use_cpu", "true"]
-    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    named.add_argument("--accelerate")
-    file = named.parse_known_args(flags_of(command, arguments))[0].accelerate
-    launch = read_launch(config_file(command, arguments).parent / file) if file else Launch()
+    file = launch_file(command, arguments)
+    launch = read_launch(file) if file else Launch()
     return parse_settings(command, here, launch.processes), launch
 
 

@@ -28,12 +28,11 @@ from rl.cohort import Cohorts, cohorts, panel
 from rl.curriculum import count_tiers
 from rl.datasets import LabeledCase
 from rl.evaluate import by_tier, decide, decided, print_confusion, print_table, referred, unparsed
-from rl.launch import read_launch
 from rl.models import Start, merge, model_string
 from rl.policy import load_policy
 from rl.rollout import Rollout, roll_upstream
 from rl.run import Run
-from rl.settings import Command, Settings, config_file, read_settings
+from rl.settings import Command, Settings
 from rl.store import read_traces, write_traces
 from rl.traces import Trace
 
@@ -191,33 +190,17 @@ def main(kind: type[Experiment], command: Command, arguments: Sequence[str] | No
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renamed settings of TRL's own
     disable_progress_bar()  # of loading weights; the bars of the run itself stay
     run = Run.open(command, list(sys.argv[1:] if arguments is None else arguments))
-    settings = read_settings(command, run.arguments)
+    settings = run.settings
     set_seed(settings.trainer.seed)
-    refuse_other_launch(settings, command, run.arguments)
     try:
-        images = ImageStore(run.folder / "images")
-        with run.phase("cases"), run.abandoned_if_refused():
+        with run.phase("cases"), run.acceptance():
+            images = ImageStore(run.folder / "images")
             experiment = kind(run, settings, cohorts(settings.recipe, int(settings.trainer.seed), images), images)
         return experiment.go()
     except KeyboardInterrupt:
-        print(f"\ninterrupted; go on with: {run.go_on()}", file=sys.stderr)
+        if run.main:
+            print(f"\ninterrupted; go on with: {run.go_on()}", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def refuse_other_launch(settings: Settings, command: Command, arguments: Sequence[str]) -> None:
-    """A recipe for so many processes is not run by others: the batch, and what is learned, would silently change.
-
-    Raises:
-        ValueError: naming the launch file and the launch line.
-    """
-    file = getattr(settings.recipe, "accelerate", None)
-    if file is None:
-        return
-    path = config_file(command, arguments).parent / file
-    wanted, there = read_launch(path).processes, PartialState().num_processes
-    if wanted != there:
-        line = f"accelerate launch --config_file {path} -m {command.module} ..."
-        raise ValueError(f"accelerate: {file} is for {wanted} processes, and there is {there}; start it by: {line}")
 
 
 def _version(policy: str, run: Path) -> str:
@@ -242,8 +225,8 @@ def summarize(
         "unparsed": {"before": unparsed(before), "after": unparsed(after)},
         "seconds": run.seconds,
         "seed": seed,
-        "recipe": run.recipe,
-        "arguments": run.arguments,
+        "recipe": run.told.recipe,
+        "arguments": run.told.arguments,
         "versions": {package: version(package) for package in PACKAGES},
     }
 

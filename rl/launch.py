@@ -33,6 +33,21 @@ class Launch:
     """Accelerate's `FullyShardedDataParallelPlugin`, where FSDP is used."""
 
 
+def processes() -> int:
+    """How many processes there are, as every launcher tells each of them.
+
+    Accelerate's own state would fix how they talk to each other, which TRL's settings have to say.
+    """
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def launcher(processes: int, file: str | None) -> str:
+    """What starts so many processes, by a file of `accelerate launch` if there is one: what stands before `-m`."""
+    if processes == 1:
+        return "python"
+    return f"accelerate launch {f'--config_file {file}' if file else f'--multi_gpu --num_processes {processes}'}"
+
+
 def read_launch(path: Path) -> Launch:
     """What a file of `accelerate launch --config_file` asks for.
 

@@ -56,6 +56,14 @@ def folder_of(name: str) -> str:
     return str(Path(folder).resolve()) if Path(folder).is_dir() else folder  # `runs/latest` moves on
 
 
+def pinned(name: str) -> str:
+    """The name of a model, or of another doctor, with the folder that it stands for now."""
+    if name in NAMES:
+        return name
+    prefix = next((prefix for prefix in ("clinic:", "transformers:") if name.startswith(prefix)), "")
+    return prefix + folder_of(name)
+
+
 def model_string(model: str) -> str:
     """A policy's folder or hub id as a model string of the graph."""
     return model if model.startswith(("clinic:", "transformers:")) else f"transformers:{model}"

@@ -1,15 +1,18 @@
-"""A run's folder: what it was asked, how long its parts took, and what it found.
+"""A run's folder: what it was told, how long its parts took, and what it found.
 
-Invariant: nothing finished is lost or done twice. A run's arguments are written before it starts, and `--resume`
-reads them from there, so a resumed run cannot differ from the one that was interrupted. Of several processes the first
-alone writes.
+Invariant: nothing finished is lost or done twice. All that a run was told is written before it starts: the recipe
+file's options as they were, the folders that `latest` stood for, and how many processes there are. `--resume` reads it
+from there, so a resumed run cannot differ from the one that was interrupted. Of several processes the first alone
+writes.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,48 +20,74 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from rl.settings import Command, config_name, read_settings
+from rl.launch import launcher, processes, read_launch
+from rl.settings import Command, Consultations, config_name, flags_of, launch_file, pins, read_early, read_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What a run was told: `arguments.json`."""
+
+    command: str
+    """As in `python -m <command>`."""
+    recipe: str
+    """The recipe file's name, without its ending."""
+    arguments: list[str]
+    """The command line, as it was given."""
+    flags: list[str]
+    """All that was said, by the recipe file and by the command line."""
+    processes: int
+    launch: str | None
+    """The file that the recipe is launched by, if it names one."""
+
+    def line(self) -> str:
+        """How the command is started, without its flags."""
+        return f"{launcher(self.processes, self.launch)} -m {self.command}"
 
 
 class Run:
     """One run of a training command in `runs/<name>`."""
 
-    def __init__(self, folder: Path, command: Command, arguments: list[str]) -> None:
-        self.folder = folder
-        self.command = command
-        self.arguments = arguments
-        """Flags that the recipe is read from."""
-        self.recipe = config_name(command, arguments)
-        self.main = PartialState().is_main_process
+    def __init__(self, folder: Path, command: Command, told: Told) -> None:
+        self.folder, self.told = folder, told
+        self.command = command._replace(config=None)
+        """With `flags`, what all settings of the run are read from; no recipe file is read again."""
+        self.flags = told.flags
+        self.settings = read_settings(self.command, self.flags)
+        self.main = PartialState().is_main_process  # after the settings, which say how processes talk to each other
         times = folder / "seconds.json"
         self.seconds: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
-        self._made_folder = False
+        self._new = self._made_folder = False
 
     @classmethod
     def open(cls, command: Command, arguments: list[str]) -> "Run":
         """A new run, or with `--resume` the one that was interrupted; the same one in every process.
 
         Raises:
-            ValueError: if a new run's name is taken, if there is no run to resume, or if a resumed run is given other
-            settings or was another command's.
+            ValueError: if a new run's name is taken or its recipe is for another number of processes, if there is no
+            run to resume, or if a resumed run is given other settings or processes, or was another command's.
         """
-        recipe, trainer, _ = read_settings(command, arguments)
-        runs = Path(recipe.runs)
-        if recipe.resume:
-            return cls._resumed(command, runs, recipe.name, arguments)
+        asked, others = read_early(arguments, ["name", "runs"], ["resume"])
+        if asked.resume:
+            return cls._resumed(command, asked, others)
+        settings = read_settings(command, arguments)
+        if settings.recipe.resume:
+            raise ValueError("resume: true in a recipe; it is for the command line, --resume")
+        told = _told(command, arguments, settings.recipe)
         made: list[Any] = [None]
         if PartialState().is_main_process:
-            made = [cls._new(command, runs, recipe.name, arguments, trainer.seed)]
+            made = [cls._new_folder(settings.recipe, settings.trainer.seed, told)]
         broadcast_object_list(made)
-        folder, is_new = made[0]
-        run = cls(folder, command, arguments)
-        run._made_folder = is_new
+        folder, made_folder, told = made[0]
+        run = cls(folder, command, told)
+        run._new, run._made_folder = True, made_folder
         return run
 
     @staticmethod
-    def _new(command: Command, runs: Path, name: str | None, arguments: list[str], seed: int) -> tuple[Path, bool]:
+    def _new_folder(recipe: Consultations, seed: int, told: Told) -> tuple[Path, bool, Told]:
         """A new run's folder, and whether it was made."""
-        folder = runs / name if name else _unused(runs, f"{config_name(command, arguments)}-seed{seed}")
+        runs = Path(recipe.runs)
+        folder = runs / recipe.name if recipe.name else _unused(runs, f"{told.recipe}-seed{seed}")
         if folder.name == "latest":
             raise ValueError("name: 'latest' always points to the last run; choose another name")
         if (folder / "arguments.json").exists():
@@ -66,24 +95,27 @@ class Run:
             raise ValueError(f"name: {str(folder)!r} holds a run; {go_on}, or choose another name")
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        asked = {"command": command.module, "arguments": arguments}
-        (folder / "arguments.json").write_text(json.dumps(asked) + "\n")
-        _point(runs / "latest", folder.name)
-        return folder, made
+        (folder / "arguments.json").write_text(json.dumps(dataclasses.asdict(told)) + "\n")
+        return folder, made, told
 
     @classmethod
-    def _resumed(cls, command: Command, runs: Path, name: str | None, arguments: Sequence[str]) -> "Run":
-        folder = runs / (name or "latest")
+    def _resumed(cls, command: Command, asked: Namespace, others: Sequence[str]) -> "Run":
+        runs = Path(asked.runs or Consultations.runs)
+        folder = runs / (asked.name or "latest")
         if not (folder / "arguments.json").exists():
             known = ", ".join(sorted(path.parent.name for path in runs.glob("*/arguments.json"))) or "none"
             raise ValueError(f"resume: no run in {str(folder)!r}; runs there are {known}")
-        flags = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
-        if other := sorted(flags - {"--resume", "--name", "--runs"}):
+        if other := sorted({argument.partition("=")[0] for argument in others if argument.startswith("--")}):
             raise ValueError(f"resume: a resumed run keeps its settings; leave out {', '.join(other)}")
-        asked = json.loads((folder / "arguments.json").read_text())
-        if asked["command"] != command.module:
-            raise ValueError(f"resume: {str(folder)!r} is a run of {asked['command']}; go on with python -m that")
-        return cls(folder.resolve(), command, asked["arguments"])
+        told = Told(**json.loads((folder / "arguments.json").read_text()))
+        if told.command != command.module:
+            raise ValueError(f"resume: {str(folder)!r} is a run of {told.command}; go on with python -m that")
+        if (there := processes()) != told.processes:
+            raise ValueError(
+                f"resume: {str(folder)!r} is a run of {told.processes} processes, and there is {there}; start it by: "
+                f"{told.line()} --resume ..."
+            )
+        return cls(folder.resolve(), command, told)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -97,16 +129,21 @@ class Run:
                 (self.folder / "seconds.json").write_text(json.dumps(self.seconds) + "\n")
 
     @contextlib.contextmanager
-    def abandoned_if_refused(self) -> Iterator[None]:
-        """Free the name again if the settings are refused after all, before anything was found."""
+    def acceptance(self) -> Iterator[None]:
+        """What is refused inside, before anything was found, leaves nothing; the rest is the latest run from then on.
+
+        Until then `latest` stands for the run before: it may be what this one starts from.
+        """
         try:
             yield
         except ValueError:
-            if self.main and not list(self.folder.glob("upstream-*")):
+            if self.main and self._new:
                 (self.folder / "arguments.json").unlink()
                 if self._made_folder:
                     shutil.rmtree(self.folder)
             raise
+        if self.main:
+            _point(self.folder.parent / "latest", self.folder.name)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns, kept as JSON in the run's folder and read from there the next time."""
@@ -134,7 +171,31 @@ class Run:
 
     def go_on(self) -> str:
         """The command that goes on with this run."""
-        return f"python -m {self.command.module} --resume --runs {self.folder.parent} --name {self.folder.name}"
+        return f"{self.told.line()} --resume --runs {self.folder.parent} --name {self.folder.name}"
+
+
+def _told(command: Command, arguments: list[str], recipe: Consultations) -> Told:
+    """All that a new run is told.
+
+    Raises:
+        ValueError: if the recipe is for so many processes, and there are others: the batch, and what is learned, would
+        silently change.
+    """
+    there, file = processes(), launch_file(command, arguments)
+    told = Told(
+        command=command.module,
+        recipe=config_name(command, arguments),
+        arguments=arguments,
+        flags=[*flags_of(command, arguments), *pins(recipe)],
+        processes=read_launch(file).processes if file else there,
+        launch=str(file) if file else None,
+    )
+    if told.processes != there:
+        raise ValueError(
+            f"accelerate: {file} is for {told.processes} processes, and there is {there}; start it by: "
+            f"{told.line()} ..."
+        )
+    return told
 
 
 def _unused(runs: Path, name: str) -> Path:

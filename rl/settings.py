@@ -8,18 +8,22 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from types import NoneType
+from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
 
 import yaml
 from transformers import TrainingArguments
+from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, TrlParser
 
-from rl.models import model_string
+from rl.models import model_string, pinned
 from rl.rollout import NODES
 
 SEEDS = 10_000
 """Seeds lie below it: `rl.cohort` and `rl.clinic.build` keep their draws of cases that far apart."""
 CONFIGS = Path(__file__).parent / "configs"
+NULL = "null"
+"""None, on the command line as in YAML: TRL documents it for some options that have another default."""
 
 
 def setting(default: Any, text: str) -> Any:
@@ -104,8 +108,8 @@ class Command(NamedTuple):
 
     module: str
     """As in `python -m <module>`."""
-    config: Path
-    """The recipe file where no `--config` is named."""
+    config: Path | None
+    """The recipe file where no `--config` is named; None for a resumed run, whose flags say all."""
     recipe: type[Consultations]
     trainer: type[TrainingArguments]
     """TRL's settings of its trainer."""
@@ -146,23 +150,71 @@ def check(settings: Settings) -> None:
     recipe.check_with(trainer, model)
 
 
+def read_early(
+    arguments: Sequence[str], options: Sequence[str], switches: Sequence[str] = ()
+) -> tuple[argparse.Namespace, list[str]]:
+    """A few options that are needed before all the others can be read; and the rest of the command line.
+
+    Args:
+        arguments: the command line's.
+        options: names of options with one value; None where one is not given, or `null`.
+        switches: names of booleans, in every form that the whole parser takes.
+
+    Raises:
+        ValueError: naming the option and its value.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in options:
+        parser.add_argument(f"--{name}")
+    for name in switches:
+        spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+        parser.add_argument(*spellings, nargs="?", const=True, default=False, type=string_to_bool)
+    try:
+        found, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    for name in options:
+        if getattr(found, name) == NULL:
+            setattr(found, name, None)
+    return found, rest
+
+
 def config_name(command: Command, arguments: Sequence[str]) -> str:
     """The recipe file's name, without its ending."""
-    return config_file(command, arguments).stem
+    file = config_file(command, arguments)
+    return file.stem if file else ""
 
 
-def config_file(command: Command, arguments: Sequence[str]) -> Path:
+def config_file(command: Command, arguments: Sequence[str]) -> Path | None:
     """The recipe file that is named, or the command's own."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", type=Path, default=command.config)
     try:
-        file = cast(Path, parser.parse_known_args(arguments)[0].config)
-    except argparse.ArgumentError as error:
+        named = read_early(arguments, ["config"])[0].config
+    except ValueError as error:
         raise ValueError(f"config: {error}; give a YAML file") from error
-    if not file.is_file():
+    file = Path(named) if named else command.config
+    if file and not file.is_file():
         known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
         raise ValueError(f"config: no file {str(file)!r}; recipes in {CONFIGS} are {known}")
     return file
+
+
+def launch_file(command: Command, arguments: Sequence[str]) -> Path | None:
+    """The file of `accelerate launch` that a recipe names, which lies beside the recipe."""
+    named = read_early(flags_of(command, arguments), ["accelerate"])[0].accelerate
+    recipe = config_file(command, arguments)
+    return (recipe.parent if recipe else Path()) / named if named else None
+
+
+def pins(recipe: Consultations) -> list[str]:
+    """Flags by which the models that a recipe names stay what they are, though `runs/latest` moves on."""
+    flags = []
+    for field in ("model", "triage", "attending", "specialists", "judge"):
+        named = getattr(recipe, field, None) or []
+        names = [named] if isinstance(named, str) else named
+        fixed = [pinned(name) for name in names]
+        if fixed != names:
+            flags += [f"--{field}", *fixed]
+    return flags
 
 
 def parse(command: Command, arguments: Sequence[str], processes: int | None = None) -> Settings:
@@ -187,10 +239,23 @@ def parse(command: Command, arguments: Sequence[str], processes: int | None = No
 
 
 class _Parser(TrlParser):  # type: ignore[misc]
-    """TRL's parser, with its refusals as exceptions and no abbreviated names."""
+    """TRL's parser, with its refusals as exceptions, no abbreviated names, and `null` for None as in YAML."""
 
     def __init__(self, types: Sequence[type[Any]]) -> None:
         super().__init__(types, allow_abbrev=False)
+        self._nullable = {
+            field.name
+            for one in types
+            for field in dataclasses.fields(one)
+            if field.default is None or NoneType in get_args(get_type_hints(one)[field.name])
+        }
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if arg_strings != [NULL]:
+            return super()._get_values(action, arg_strings)
+        if action.dest not in self._nullable:
+            raise ValueError(f"{action.dest}: null is none of its values; leave it out for the default")
+        return None
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -201,15 +266,17 @@ def flags_of(command: Command, arguments: Sequence[str]) -> list[str]:
 
     As defaults, which is how TRL reads a file, its values would have no type.
     """
-    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    named.add_argument("--config")
     file = config_file(command, arguments)
-    given = yaml.safe_load(file.read_text()) or {}
+    given = (yaml.safe_load(file.read_text()) or {}) if file else {}
     if not isinstance(given, dict):
         raise ValueError(f"config: {str(file)!r} is not a YAML mapping of options to values")
     flags = []
     for name, value in given.items():
-        if value is not None:
-            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-            flags += [f"--{name}", *(str(one).lower() if isinstance(one, bool) else str(one) for one in values)]
-    return [*flags, *named.parse_known_args(arguments)[1]]
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{name}", *map(_word, values)]
+    return [*flags, *read_early(arguments, ["config"])[1]]
+
+
+def _word(value: Any) -> str:
+    """A YAML value as one writes it on the command line."""
+    return json.dumps(value) if value is None or isinstance(value, bool | dict) else str(value)

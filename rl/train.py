@@ -14,13 +14,12 @@ from rl.experiment import Experiment, drawn_often, main
 from rl.policy import forget_policies, load_policy
 from rl.recipe import prompts_a_step, prompts_of, stage_settings
 from rl.rollout import Rollout
-from rl.settings import Command
+from rl.settings import Command, flags_of, read_early
 from rl.stage import train_stage
 from rl.store import Rollouts, read_traces
 from rl.traces import Trace
 from rl.unlabeled import stratify
 
-DRY_RUN = "--dry_run"
 OFTEN = 20
 """A stage that draws a tier's cases more often than this is likely to learn them by heart, and says so."""
 
@@ -36,9 +35,8 @@ class Training(Experiment):
         stages = self.recipe.curriculum(int(self.trainer.max_steps))
         folders = [self.run.folder / "stages" / stage.name for stage in stages]
         # all before the first trainer: making TRL's settings resets the state of accelerate's plugins
-        told = [
-            stage_settings(self.run.command, self.run.arguments, *pair) for pair in zip(stages, folders, strict=True)
-        ]
+        run = self.run
+        told = [stage_settings(run.command, run.flags, *pair) for pair in zip(stages, folders, strict=True)]
         with self.run.phase("rollout"):
             if "attending" in self.recipe.nodes:
                 self.tiers = count_tiers(self.upstream("attending"))
@@ -100,11 +98,12 @@ class Training(Experiment):
 
 
 def train(command: Command, arguments: Sequence[str] | None) -> dict[str, Any]:
-    """A command line of training, or with `--dry_run` a look at what it comes to; returns the summary."""
+    """A command line of training, or with `dry_run` a look at what it comes to; returns the summary."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if DRY_RUN in given:
+    # before the settings are read as a whole, which is refused where the recipe's GPUs are not there
+    if read_early(flags_of(command, given), [], ["dry_run"])[0].dry_run:
         from rl.dry_run import show  # only then: it reads more of TRL, accelerate and peft than training does
 
-        show(command, [argument for argument in given if argument != DRY_RUN])
+        show(command, given)
         return {}
     return main(Training, command, given)

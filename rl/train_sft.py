@@ -21,7 +21,7 @@ from typing import Any
 from datasets import Dataset, Features, Image, List, Value
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback
-from trl import SFTConfig
+from trl import ModelConfig, SFTConfig
 
 from rl.chat import text_turns
 from rl.experiment import Experiment
@@ -55,6 +55,11 @@ class Imitation(Consultations):
         self.check_choices(imitate=("gold", "own"))
         if self.samples < 1:
             raise ValueError(f"samples: {self.samples} is not a number of samples; give 1 or more")
+
+    def check_with(self, trainer: Any, model: ModelConfig) -> None:
+        """Refuse what would be passed over."""
+        if trainer.completion_only_loss is False:
+            raise ValueError("completion_only_loss: false; what is imitated is the answer alone: true, or leave it out")
 
 
 COMMAND = Command("rl.train_sft", CONFIGS / "clinic_sft.yaml", Imitation, SFTConfig)

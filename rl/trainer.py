@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, Trainer
-from trl import GRPOConfig, GRPOTrainer, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.data_utils import prepare_multimodal_messages
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
@@ -97,6 +97,8 @@ class _UpToTheEnd(DataCollatorForVisionLanguageModeling):  # type: ignore[misc]
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
+        if not (batch["labels"] != -100).any(dim=1).all():
+            raise ValueError(f"max_length: {self.max_length} cuts off a whole answer; give more, or null for no limit")
         end = (batch["labels"] == self.processor.tokenizer.eos_token_id).int()
         batch["labels"][end.cumsum(dim=1) - end > 0] = -100
         return batch
@@ -105,9 +107,9 @@ class _UpToTheEnd(DataCollatorForVisionLanguageModeling):  # type: ignore[misc]
 class ImitationTrainer(_PublishedNames, SFTTrainer):  # type: ignore[misc]
     """TRL's `SFTTrainer` on prompts with images and their completions, resumable; the loss is on the completions."""
 
-    def __init__(self, *, processing_class: Any, **kwargs: Any) -> None:
-        collator = _UpToTheEnd(processing_class, completion_only_loss=True)
-        super().__init__(processing_class=processing_class, data_collator=collator, **kwargs)
+    def __init__(self, *, args: SFTConfig, processing_class: Any, **kwargs: Any) -> None:
+        collator = _UpToTheEnd(processing_class, max_length=args.max_length, completion_only_loss=True)
+        super().__init__(args=args, processing_class=processing_class, data_collator=collator, **kwargs)
 
 
 class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rl import train_triage
 from rl.evaluate import main as evaluate_main
 from rl.store import load_frame, read_traces
 from rl.train_attending import main
@@ -191,6 +193,32 @@ def test_resuming_a_finished_run_repeats_nothing(tmp_path: Path):
     again = main(["--runs", str(tmp_path), "--resume"])
     assert (tmp_path / "one" / "after.parquet").stat().st_mtime_ns == written
     assert again["after"] == first["after"]
+
+
+def test_the_readmes_line_from_triage_to_the_attending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`latest` is the triage's run when the line is read, and the attending's own when it is gone on with."""
+    line = "python -m rl.train_attending --triage clinic:runs/latest/model"
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"\n{line}  #" in readme
+    monkeypatch.chdir(tmp_path)
+    triage = train_triage.main(["--max_steps", "2", *CLINIC])
+    trained = (tmp_path / "runs" / "latest" / "model").resolve()
+    summary = main([*shlex.split(line)[3:], "--max_steps", "2", *CLINIC])
+    assert summary["before"]["triage"] == triage["after"]["triage"]
+    run = tmp_path / "runs" / "clinic-seed0"
+    assert (tmp_path / "runs" / "latest").resolve() == run
+    (run / "after.parquet").unlink()  # to be made again
+    assert main(["--resume"])["after"] == summary["after"]
+    told = json.loads((run / "arguments.json").read_text())
+    assert told["flags"][-2:] == ["--triage", f"clinic:{trained}"]
+
+
+def test_a_model_that_is_not_there_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"runs/latest/model"):
+        main(["--triage", "clinic:runs/latest/model", "--name", "one", *CLINIC])
+    assert not (tmp_path / "runs" / "one").exists()
+    assert not (tmp_path / "runs" / "latest").is_symlink()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from trl import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from rl.chat import tokenize
 from rl.models import folder_of, load_processor
@@ -82,9 +83,10 @@ async def _nothing(*_):
 
 
 @pytest.fixture
-def trainer(upstream, arrivals, images, tmp_path):
+def trainer(upstream, arrivals, images, tmp_path, request):
     """On gold answers of both nodes."""
-    settings = read_settings(COMMAND, [*SMALL, "--output_dir", str(tmp_path)]).trainer
+    flags = [*SMALL, *getattr(request, "param", [])]
+    settings = read_settings(COMMAND, [*flags, "--output_dir", str(tmp_path)]).trainer
     examples = [*gold(arrivals[:4]), *gold(upstream[:4])]
     imitating = object.__new__(Imitating)
     imitating.images, imitating.specialists, imitating.answers = images, [lambda state: {}], None
@@ -114,6 +116,17 @@ def test_the_prompts_are_those_of_the_policy_and_the_loss_is_on_the_answer(train
         assert completion.count(end) == 1
         assert policy.processor.tokenizer.decode(completion[:-1]) == example.text
         assert learned.nonzero().flatten().tolist() == list(range(first, first + len(completion)))  # in one piece
+
+
+@pytest.mark.parametrize("trainer", [["--max_length", "20"]], indirect=True)
+def test_what_is_longer_than_max_length_is_cut(trainer):
+    trainer, examples = trainer
+    rows = [trainer.train_dataset[i] for i in range(len(examples))]
+    whole = DataCollatorForVisionLanguageModeling(trainer.processing_class, completion_only_loss=True)(rows)
+    assert whole["input_ids"].shape[1] > 20
+    assert trainer.data_collator.max_length == 20
+    with pytest.raises(ValueError, match=r"max_length: 20 cuts off a whole answer"):
+        trainer.data_collator([trainer.train_dataset[i] for i in range(len(examples))])
 
 
 def test_the_images_are_those_of_the_cases(trainer, rollout, policy):

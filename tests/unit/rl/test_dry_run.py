@@ -10,7 +10,7 @@ from peft import get_peft_model
 from transformers import AutoModelForImageTextToText
 from trl import GRPOConfig, ModelConfig, get_peft_config
 
-from rl import dry_run
+from rl import dry_run, train_attending
 from rl.dry_run import report, shipped, table
 from rl.launch import Launch, read_launch
 from rl.memory import GIB, Load, Part, activations, block_bytes, cache_bytes, layer_bytes, peak, states
@@ -274,6 +274,30 @@ def test_the_clinics_recipe_can_be_checked_too(capsys):
     text = capsys.readouterr().out
     assert "816,192" in text
     assert "= 12" in text
+
+
+FORMS = [["--dry_run"], ["--dry_run", "true"], ["--dry_run=true"], ["--dry-run"], ["--dry_run", "--seed", "1"]]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=" ".join)
+def test_a_dry_run_trains_nothing_however_it_is_written(form, monkeypatch, capsys):
+    monkeypatch.setattr("rl.train.main", lambda *_: pytest.fail("trained"))
+    assert train_attending.main([*form, "--max_steps", "12"]) == {}
+    assert "parameters " in capsys.readouterr().out
+
+
+def test_a_dry_run_may_be_asked_for_by_the_recipe(own, monkeypatch, capsys):
+    monkeypatch.setattr("rl.train.main", lambda *_: {"trained": True})
+    config = ["--config", str(own("clinic", dry_run=True))]
+    assert train_attending.main(config) == {}
+    assert "parameters " in capsys.readouterr().out
+    for form in (["--dry_run", "false"], ["--dry_run=false"]):
+        assert train_attending.main([*config, *form]) == {"trained": True}
+
+
+def test_a_word_that_is_no_boolean_is_refused():
+    with pytest.raises(ValueError, match=r"dry_run.*'perhaps'|dry_run.*perhaps"):
+        train_attending.main(["--dry_run", "perhaps"])
 
 
 def test_a_file_that_is_not_there_is_named():

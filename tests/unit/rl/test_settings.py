@@ -76,6 +76,31 @@ def test_flags_override_the_yaml(tmp_path):
         assert (recipe.train_size, recipe.gammas, trainer.learning_rate) == (7, [0, 0, 1], 0.25)
 
 
+@pytest.mark.parametrize("field", ["vllm_importance_sampling_clip_max", "lora_target_modules", "judge"])
+def test_null_is_none_and_not_the_default(tmp_path, field):
+    """In YAML and on the command line; the last word wins, as ever."""
+    config = tmp_path / "own.yaml"
+    config.write_text(f"use_cpu: true\n{field}: null\n")
+    for flags in (["--config", str(config)], [f"--{field}", "null"], [f"--{field}=3", f"--{field}=null"]):
+        settings = read_settings(ATTENDING, flags)
+        assert [getattr(one, field) for one in settings if hasattr(one, field)] == [None]
+    trainer = read_settings(ATTENDING, ["--config", str(config), "--vllm_importance_sampling_clip_max=2"]).trainer
+    assert trainer.vllm_importance_sampling_clip_max == 2
+
+
+def test_null_is_refused_where_it_is_no_value(tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text("use_cpu: true\nper_device_train_batch_size: null\n")
+    with pytest.raises(ValueError, match=r"per_device_train_batch_size: null.*leave it out"):
+        read_settings(ATTENDING, ["--config", str(config)])
+    with pytest.raises(ValueError, match="stages: null"):
+        read_settings(ATTENDING, ["--stages", "null"])
+
+
+def test_the_clinics_imitation_has_no_limit_of_length():
+    assert read_settings(SFT, []).trainer.max_length is None
+
+
 def test_lora_has_a_default_that_fits_every_model():
     """PEFT has none for Qwen2.5-VL, and says so when the cases are rolled out already."""
     assert read_settings(ATTENDING, ["--use_peft", "true"]).model.lora_target_modules == "all-linear"
@@ -155,6 +180,7 @@ def test_yaml_is_checked_as_flags_are(tmp_path, line, named):
 IMITATION = {
     "unknown teacher": ("--imitate others", ["imitate", "'others'", "gold or own"]),
     "no sample": ("--samples 0", ["samples", "0", "1 or more"]),
+    "loss on the prompts": ("--completion_only_loss false", ["completion_only_loss: false", "true, or leave it out"]),
 }
 
 
