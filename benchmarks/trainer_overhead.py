@@ -4,18 +4,22 @@
     python benchmarks/trainer_overhead.py --check         # exit 1 above 1.05
 
 Both train the clinic's base on the same prompts with the same seed and a learning rate of 0, so that both write the
-very same completions. Plain TRL's reward is the shortest one: a regular expression and a comparison. Ours takes every
-completion through the graph, grades the trace, weighs the entropy and records the rollout with its log-probabilities.
-The two take turns, a few steps each; what is compared is processor time a step, since the machine may have other work.
+very same completions, which is checked. Plain TRL's reward is the shortest one: a regular expression and a comparison.
+Ours takes every completion through the graph, grades the trace, weighs the entropy and records the rollout with its
+log-probabilities; it logs, makes one file of the rollouts in the end, and looks every 50 steps whether the images
+matter. All of that counts. The two take turns, a few steps each; what is compared is processor time a step, since the
+machine may have other work.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,31 +38,50 @@ from rl.environment import Environment
 from rl.models import folder_of, load_processor
 from rl.recipe import prompts_of, stage_settings
 from rl.rollout import Rollout, roll_upstream
-from rl.store import Rollouts
+from rl.store import Rollouts, read_traces
 from rl.train_attending import COMMAND
-from rl.trainer import ConsultationTrainer
+from rl.trainer import SWAP_EVERY, ConsultationTrainer
+from rl.watch import StageProgress
 
 LIMIT = 1.05
 ANSWER = re.compile(r"<think>.*</think>\s*<answer>(.*)</answer>", re.DOTALL)
 
 
+Said = list[tuple[str, tuple[int, ...]]]
+"""Case and tokens of each completion."""
+
+
 class Stopwatch(TrainerCallback):
-    """Processor time of each optimizer step."""
+    """Processor time since the second step began: the first warms up."""
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            self.began = time.process_time()
 
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.began = time.process_time()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.process_time() - self.began)
+    def seconds(self) -> float:
+        return time.process_time() - self.began
 
 
-def plain_reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-    """Format 0.5 and accuracy 1, as a script would have it."""
-    found = [ANSWER.fullmatch(completion[0]["content"]) for completion in completions]
-    return [0.5 + (match[1] == key) if match else 0.0 for match, key in zip(found, answer, strict=True)]
+class Probed(ConsultationTrainer):
+    """Tells what each look at whether the images matter has cost."""
+
+    def _note_image_effect(self, *args: Any) -> None:
+        began = time.process_time()
+        super()._note_image_effect(*args)
+        self.probes = [*getattr(self, "probes", []), time.process_time() - began]
+
+
+def plain_reward(prompts: list[Any], said: Said) -> Callable[..., list[float]]:
+    """Format 0.5 and accuracy 1, as a script would have it; what the completions were is added to `said`."""
+
+    def reward(
+        completions: list[Any], completion_ids: list[list[int]], trace: list[int], answer: list[str], **_: Any
+    ) -> list[float]:
+        said.extend((prompts[i].case, tuple(ids)) for i, ids in zip(trace, completion_ids, strict=True))
+        found = [ANSWER.fullmatch(completion[0]["content"]) for completion in completions]
+        return [0.5 + (match[1] == key) if match else 0.0 for match, key in zip(found, answer, strict=True)]
+
+    return reward
 
 
 def settings_of(folder: Path, steps: int, batch: int) -> GRPOConfig:
@@ -68,9 +91,9 @@ def settings_of(folder: Path, steps: int, batch: int) -> GRPOConfig:
     return stage_settings(COMMAND, flags, stage, folder)
 
 
-def run(ours: bool, prompts: list[Any], rollout: Rollout, stage: Stage, folder: Path, batch: int) -> list[float]:
-    """The seconds of each step of a training run, without the first, which warms up."""
-    stopwatch = Stopwatch()
+def run(ours: bool, prompts: list[Any], rollout: Rollout, stage: Stage, folder: Path, batch: int) -> tuple[float, Said]:
+    """The seconds of a step of a training run, and what was said in it."""
+    stopwatch, said = Stopwatch(), Said()
     environment = Environment(
         stage, prompts, rollout, COMMAND.recipe().gradings(16), Rollouts(folder / "rollouts"), folder
     )
@@ -78,17 +101,29 @@ def run(ours: bool, prompts: list[Any], rollout: Rollout, stage: Stage, folder: 
         "model": folder_of("clinic:base"),
         "args": settings_of(folder, stage.steps, batch),
         "processing_class": load_processor("clinic:base"),
-        "callbacks": [stopwatch],
     }
     if ours:
-        trainer = ConsultationTrainer(environment=environment, **shared)
+        callbacks = [stopwatch, StageProgress(folder / "metrics.jsonl", stage.name)]
+        trainer = Probed(environment=environment, callbacks=callbacks, **shared)
     else:
         dataset = environment.dataset().add_column("answer", [trace.answer for trace in prompts])
-        trainer = GRPOTrainer(reward_funcs=plain_reward, train_dataset=dataset, **shared)
+        rewards = plain_reward(prompts, said)
+        trainer = GRPOTrainer(reward_funcs=rewards, train_dataset=dataset, callbacks=[stopwatch], **shared)
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.train()
-    return stopwatch.seconds[1:]
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+        contextlib.redirect_stdout(nowhere),
+    ):
+        trainer.train()
+    if not ours:
+        return stopwatch.seconds() / (stage.steps - 1), said
+    environment.flush()
+    environment.record.close(folder / "rollouts.parquet")
+    timed = stopwatch.seconds() - sum(trainer.probes[1:])  # the first was in the step that is not counted
+    said += [(trace.case, tuple(trace.completion_ids or ())) for trace in read_traces(folder / "rollouts.parquet")]
+    return timed / (stage.steps - 1) + statistics.mean(trainer.probes) / SWAP_EVERY, said
 
 
 def main() -> None:
@@ -120,10 +155,13 @@ def measure(stage: Stage, folder: Path, arguments: argparse.Namespace) -> tuple[
     upstream = {"attending": asyncio.run(roll_upstream(rollout, cases))}
     prompts = draw_prompts(upstream, stage, prompts_of(stage, settings_of(folder, stage.steps, arguments.batch)), 0)
     seconds: dict[bool, list[float]] = {False: [], True: []}
+    said: dict[bool, Said] = {}
     for turn in tqdm(range(arguments.turns), "turns"):
         for ours in (False, True) if turn % 2 else (True, False):
-            taken = run(ours, prompts, rollout, stage, folder / f"{turn}-{ours}", arguments.batch)
-            seconds[ours].append(statistics.median(taken))
+            taken, said[ours] = run(ours, prompts, rollout, stage, folder / f"{turn}-{ours}", arguments.batch)
+            seconds[ours].append(taken)
+        if said[False] != said[True]:
+            raise RuntimeError("the two did not write the same completions: their times cannot be compared")
     ratios = [ours / plain for plain, ours in zip(seconds[False], seconds[True], strict=True)]
     return ratios, [statistics.median(seconds[False]), statistics.median(seconds[True])]
 

@@ -54,7 +54,8 @@ def own_cohort(path: str | Path, split: str | None, free_text: str, keyless: boo
     cases = read_cases(path, split)
     if not keyless and (without := [case.id for case in cases if case.answer is None]):
         raise ValueError(
-            f"cases: {len(without)} rows have no answer key ({without[0]!r} first); give --tiers disagreement"
+            f"cases: {len(without)} rows have no answer key ({without[0]!r} first); give them one, or use GRPO with "
+            "--tiers disagreement"
         )
     kept = cases if free_text == "grade" else [case for case in cases if case.options]
     if not kept:

@@ -4,16 +4,18 @@
     grading = Grading.parse(["format=0.5", "judge=1"], {"judge": judge})
 
 Invariant: a verdict was stated by the judge. One that cannot be read, or a judge that fails, is no verdict, and the
-trace cannot be graded; it is not wrong.
+trace cannot be graded; it is not wrong. A grader finds equal answers to a question equally good: a judge that wavered
+inside a group would pay for noise.
 """
 
+import asyncio
 import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from langchain_core.messages import BaseMessage
-from langgraph.cache.base import BaseCache
+from langgraph.cache.base import BaseCache, FullKey
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import RetryPolicy
@@ -65,8 +67,7 @@ class Judge:
 
     def read(self, text: str, state: JudgeInput) -> Update:
         """`{"correct": ...}`."""
-        index = read_name(text, VERDICTS)
-        return {"correct": None if index is None else VERDICTS[index] == "correct"}
+        return {"correct": read_verdict(text)}
 
     def accept(self, output: Mapping[str, Any], state: JudgeInput) -> Update:
         """A swapped-in judge's verdict."""
@@ -76,9 +77,24 @@ class Judge:
         return {"correct": correct}
 
 
-def build_judge(
-    model: Swappable, cache: BaseCache[Any] | None = None
-) -> CompiledStateGraph[JudgeState, Any, JudgeInput, JudgeOutput]:
+class FrozenVerdicts(FrozenAnswers):
+    """The verdicts that a LangGraph cache holds: a text that gives none is not kept, and the judge is asked again."""
+
+    def keep(self, key: FullKey, answer: BaseMessage) -> None:
+        """Keep a verdict for good."""
+        if read_verdict(str(answer.text)) is not None:
+            super().keep(key, answer)
+
+    async def akeep(self, key: FullKey, answer: BaseMessage) -> None:
+        """Keep a verdict for good."""
+        if read_verdict(str(answer.text)) is not None:
+            await super().akeep(key, answer)
+
+
+Judging = CompiledStateGraph[JudgeState, Any, JudgeInput, JudgeOutput]
+
+
+def build_judge(model: Swappable, cache: BaseCache[Any] | None = None) -> Judging:
     """The judge as a compiled LangGraph graph: `{"question", "key", "answer"}` in, `{"correct", "usage"}` out.
 
     Args:
@@ -89,7 +105,7 @@ def build_judge(
     Raises:
         ValueError: if the judge can be none of these.
     """
-    who = answering(Judge(), model, "judge", FrozenAnswers(cache) if cache is not None else None)
+    who = answering(Judge(), model, "judge", FrozenVerdicts(cache) if cache is not None else None)
     builder = StateGraph(JudgeState, input_schema=JudgeInput, output_schema=JudgeOutput)
     builder.add_node("judge", Standing(who, "judge", enter=_without_images), retry_policy=RetryPolicy())
     builder.add_edge(START, "judge")
@@ -100,31 +116,69 @@ def build_judge(
 def judge_of(model: Swappable, cache: BaseCache[Any] | None = None) -> Grader:
     """A grader: 1 where the judge finds the decided answer correct, 0 where it does not.
 
-    An unreadable answer (0) and the key itself (1) are not put to the judge. Without a key, a decision or a verdict
-    the trace cannot be graded; why a judge failed is logged as a warning.
+    An unreadable answer (0) and the key itself (1) are not put to the judge, and an answer that it has judged, or is
+    just judging, is not put to it again. Without a key, a decision or a verdict the trace cannot be graded; why there
+    is no verdict is logged as a warning, which says nothing of the case but its id.
 
     Args:
         model: as in `build_judge`.
-        cache: as in `build_judge`.
+        cache: as in `build_judge`; what it keeps outlives the grader.
     """
     graph = build_judge(model, cache)
+    known: dict[JudgeKey, asyncio.Future[bool | str]] = {}
 
     async def judge(trace: Trace) -> float | None:
         if trace.answer is None or trace.decision is None:
             return None
         if trace.decided is None or is_right(trace.decided, trace.answer):
             return float(trace.decided is not None)
-        asked = JudgeInput(question=trace.question, key=trace.answer, answer=trace.decided)
-        try:
-            correct = (await graph.ainvoke(asked))["correct"]
-        except Exception as error:  # after its retries; a run does not die of a judge that is down
-            LOG.warning("judge: case %r cannot be graded: %s: %s", trace.case, type(error).__name__, error)
+        verdict = await _joined(graph, known, (trace.question, trace.answer, trace.decided))
+        if isinstance(verdict, str):
+            LOG.warning("judge: case %r cannot be graded: %s", trace.case, verdict)
             return None
-        if correct is None:
-            LOG.warning("judge: case %r cannot be graded: its verdict could not be read", trace.case)
-        return None if correct is None else float(correct)
+        return float(verdict)
 
     return judge
+
+
+JudgeKey = tuple[str, str, str]
+"""Question, key and answer."""
+
+
+async def _joined(graph: Judging, known: dict[JudgeKey, asyncio.Future[bool | str]], key: JudgeKey) -> bool | str:
+    """As `_verdict`; whoever asks the same at the same time or later gets the same verdict."""
+
+    def forget(done: asyncio.Future[bool | str]) -> None:
+        if known.get(key) is done and (done.cancelled() or isinstance(done.result(), str)):
+            del known[key]  # what is no verdict is not remembered
+
+    found = known.get(key)
+    if found is None or not (found.done() or found.get_loop() is asyncio.get_running_loop()):
+        found = known[key] = asyncio.ensure_future(_verdict(graph, key))
+        found.add_done_callback(forget)
+    return await asyncio.shield(found)  # one that is cancelled does not take the others with it
+
+
+async def _verdict(graph: Judging, key: JudgeKey) -> bool | str:
+    """The verdict, or why there is none."""
+    try:
+        judged = await graph.ainvoke(JudgeInput(question=key[0], key=key[1], answer=key[2]))
+    except Exception as error:  # after its retries; a run does not die of a judge that is down
+        return _kind(error)
+    correct: bool | None = judged["correct"]
+    return "its verdict could not be read" if correct is None else correct
+
+
+def _kind(error: Exception) -> str:
+    """An error without its text: a provider's may quote the case."""
+    status = getattr(error, "status_code", None)
+    return f"{type(error).__name__} {status}" if isinstance(status, int) else type(error).__name__
+
+
+def read_verdict(text: str) -> bool | None:
+    """What a judge's text states, read as strictly as an answer; None: neither verdict."""
+    index = read_name(text, VERDICTS)
+    return None if index is None else VERDICTS[index] == "correct"
 
 
 def _without_images(state: JudgeState) -> dict[str, Any]:

@@ -3,6 +3,10 @@
     python -m rl.grading regrade runs/latest                                    # with the paper's graders
     python -m rl.grading regrade runs/latest --graders format=0.5 judge --judge openai:gpt-4o --out judged.parquet
 
+A run has several files of traces: the held-out cases `before` and `after`, the rollouts of each stage. Each has a table
+of its own, for a mean over all of them says nothing. Traces with neither a text nor a decision, such as the upstream
+that prompts are made of, have nothing that could be graded, and are left out.
+
 What the learnable node wrote is read again, by the reader as it is now. A triage doctor's text may then name another
 specialty than the one that was heard: what followed does not follow from it any more, and is dropped.
 
@@ -22,7 +26,7 @@ from mmedagent_graph.images import default_store
 from mmedagent_graph.nodes import Attending, Triage
 from mmedagent_graph.prompts import SPECIALTIES
 from rl.grading import NEEDS, PAPER, Grader, Grading, overlong_of
-from rl.store import SUFFIX, read_traces, write_traces
+from rl.store import SUFFIX, read_traces, trace_files, write_traces
 from rl.traces import Trace
 
 
@@ -70,13 +74,15 @@ def _referred_again(trace: Trace, text: str, specialties: Sequence[str]) -> Trac
     return dataclasses.replace(trace, referral=referral, opinions=[], decision=None, tier=None)
 
 
-def print_report(before: Sequence[Trace], after: Sequence[Trace], gradings: Mapping[str, Grading]) -> None:
-    """A row for each node and grader: the mean before and after, and what could not be graded."""
-    table = Table(title=f"{len(after)} traces graded again")
+def print_report(file: str, before: Sequence[Trace], after: Sequence[Trace], gradings: Mapping[str, Grading]) -> None:
+    """A file's table, with a row for each node and grader: the mean before and after, and what could not be graded."""
+    table = Table(title=f"{file}: {len(after)} traces")
     for column in ("node", "grader", "weight", "before", "after", "not graded"):
         table.add_column(column, justify="left" if column in ("node", "grader") else "right")
     for node, grading in gradings.items():
         pairs = [(old, new) for old, new in zip(before, after, strict=True) if new.node == node]
+        if not pairs:
+            continue
         for name, weight in grading.weights.items():
             olds, news = ([trace.rewards.get(name) for trace in side] for side in zip(*pairs, strict=True))
             missing = _missing(news, NEEDS.get(name))
@@ -125,14 +131,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         _check_out(given.path, given.out)
-        before = list(read_traces(given.path))
-        gradings = _gradings(before, given)
+        before = read_answered(given.path)
+        gradings = _gradings([trace for traces in before.values() for trace in traces], given)
     except ValueError as error:
         parser.error(str(error))
-    after = asyncio.run(regrade(before, gradings, given.specialties))
+    after = asyncio.run(_regrade_files(before, gradings, given.specialties))
     if given.out:
-        write_traces(given.out, after)
-    print_report(before, after, gradings)
+        write_traces(given.out, (trace for traces in after.values() for trace in traces))
+    for file in before:
+        print_report(file, before[file], after[file], gradings)
+
+
+def read_answered(path: Path) -> dict[str, list[Trace]]:
+    """The traces that have something to be graded, by file: its path inside the folder that was given, or its name.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    files = {str(file.relative_to(path) if path.is_dir() else file.name): file for file in trace_files(path)}
+    found = {name: [trace for trace in read_traces(file) if _answered(trace)] for name, file in files.items()}
+    if not any(found.values()):
+        raise ValueError(f"traces: none at {str(path)!r} has a text or a decision; give rollouts, or decided cases")
+    return {name: traces for name, traces in found.items() if traces}
+
+
+def _answered(trace: Trace) -> bool:
+    return trace.text is not None or trace.decision is not None
+
+
+async def _regrade_files(
+    before: Mapping[str, Sequence[Trace]], gradings: Mapping[str, Grading], specialties: Sequence[str]
+) -> dict[str, list[Trace]]:
+    return {file: await regrade(traces, gradings, specialties) for file, traces in before.items()}
 
 
 def _check_out(path: Path, out: Path | None) -> None:
@@ -144,11 +174,9 @@ def _gradings(traces: Sequence[Trace], given: argparse.Namespace) -> dict[str, G
     """The graders of each node that there are traces of."""
     made: dict[str, Grader] = {}
     if given.judge:
-        from langgraph.cache.memory import InMemoryCache
-
         from rl.judge import judge_of
 
-        made["judge"] = judge_of(given.judge, InMemoryCache())
+        made["judge"] = judge_of(given.judge)
     if given.max_completion_length:
         made["overlong"] = overlong_of(given.max_completion_length)
     nodes = sorted({trace.node for trace in traces})

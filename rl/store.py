@@ -87,13 +87,28 @@ def write_traces(path: Path, traces: Iterable[Trace]) -> None:
         pq.write_table(table, unfinished, **WRITTEN)
 
 
+def trace_files(path: str | Path) -> list[Path]:
+    """A Parquet file, or all below a folder in the order of their names.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(path.rglob(f"*{SUFFIX}"))
+    if not files:
+        raise ValueError(
+            f"traces: no {SUFFIX} file at {str(path)!r}; give a file of traces, or a folder that holds some"
+        )
+    return files
+
+
 def read_traces(path: str | Path) -> Iterator[Trace]:
     """The traces of a Parquet file, or of all below a folder in the order of their names.
 
     Raises:
         ValueError: naming the file, if there is none, or its columns are not those of traces.
     """
-    files = _files(Path(path))
+    files = trace_files(path)
     for file in files:  # all are looked at before the first trace is handed over
         _opened(file).close()
     return (trace for file in files for trace in _read(file))
@@ -178,15 +193,6 @@ def _writing(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f"{path.name}.part")
     yield unfinished
     unfinished.replace(path)
-
-
-def _files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(path.rglob(f"*{SUFFIX}"))
-    if not files:
-        raise ValueError(
-            f"traces: no {SUFFIX} file at {str(path)!r}; give a file of traces, or a folder that holds some"
-        )
-    return files
 
 
 def _opened(file: Path) -> pq.ParquetFile:

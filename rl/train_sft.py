@@ -6,8 +6,9 @@
     python -m rl.train_attending --model runs/<name>/model                  # go on from there with GRPO
 
 `gold` writes the key into the format, with nothing thought; `own` samples the policy several times and keeps what is
-right and well-formed (rejection sampling, as in RFT, arXiv 2308.01825), so that it keeps its own reasoning. The
-upstream of an attending's prompt is rolled as for GRPO. Any field of `Imitation` and of TRL's `SFTConfig` and
+right and well-formed (rejection sampling, as in RFT, arXiv 2308.01825), so that it keeps its own reasoning. Either is
+read as every answer is, and what is not read as the key is left out. The upstream of an attending's prompt is rolled as
+for GRPO. Any field of `Imitation` and of TRL's `SFTConfig` and
 `ModelConfig` is a flag; what a run leaves behind is described in `rl/train_attending.py`.
 """
 
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback
 from trl import ModelConfig, SFTConfig
 
+from mmedagent_graph.answers import LETTERS, letter, read_answer
 from rl.chat import text_turns
 from rl.experiment import Experiment
 from rl.experiment import main as run
@@ -84,15 +86,27 @@ class Imitating(Experiment):
         """Traces whose `text` is to be imitated."""
         if not path.exists():
             upstream = [trace for node in self.policies for trace in self.upstream(node)]
-            if self.recipe.imitate == "gold":
-                found = gold(upstream[self.state.process_index :: self.state.num_processes])
-            else:
-                found = self._own(upstream[self.state.process_index :: self.state.num_processes])
-            self.gather_to(path, found)
+            mine = upstream[self.state.process_index :: self.state.num_processes]
+            self.gather_to(path, self._gold(mine) if self.recipe.imitate == "gold" else self._own(mine))
+            if self.state.is_main_process:
+                self._note_left_out(upstream, list(read_traces(path)))
         examples = list(read_traces(path))
+        if not examples and self.recipe.imitate == "gold":
+            raise ValueError("imitate: no key can be read where it stands as an answer; give the cases other keys")
         if not examples:
             raise ValueError(f"imitate: no answer of {self.recipe.model!r} was right in {self.recipe.samples} samples")
         return examples
+
+    def _note_left_out(self, upstream: Sequence[Trace], examples: Sequence[Trace]) -> None:
+        left_out = len(upstream) - len({(example.case, example.node) for example in examples})
+        if left_out:
+            why = "no key that can be read" if self.recipe.imitate == "gold" else "never answered right"
+            print(f"note: {left_out} of {len(upstream)} prompts are left out: {why}")
+
+    def _gold(self, upstream: Sequence[Trace]) -> list[Trace]:
+        """The prompts with their gold answers, those that are read as right."""
+        golden = gold(upstream)
+        return asyncio.run(_right(self.rollout(), golden, [str(trace.text) for trace in golden]))
 
     def _own(self, upstream: Sequence[Trace]) -> list[Trace]:
         """The different right answers of the policy to each prompt."""
@@ -152,12 +166,23 @@ def gold(upstream: Sequence[Trace]) -> list[Trace]:
     """The prompts with the right answers in the format; those without a key or label are left out."""
     keys = [trace.specialty if trace.node == "triage" else trace.answer for trace in upstream]
     pairs = zip(upstream, keys, strict=True)
-    return [dataclasses.replace(trace, text=gold_answer(key)) for trace, key in pairs if key is not None]
+    return [
+        dataclasses.replace(trace, text=gold_answer(key, trace.options if trace.node == "attending" else ()))
+        for trace, key in pairs
+        if key is not None
+    ]
 
 
-def gold_answer(key: str) -> str:
-    """The right answer as the format has it, with nothing thought."""
-    return f"<think></think><answer>{key}</answer>"
+def gold_answer(key: str, options: Sequence[str] = ()) -> str:
+    """The right answer as the format has it, with nothing thought.
+
+    Its letter stands in front where the text alone could be that of another option: in "O, A, B, AB" an "A" is the
+    first option's letter, and the second's text.
+    """
+    text = f"<think></think><answer>{key}</answer>"
+    if key in options[: len(LETTERS)] and read_answer(text, options) is None:
+        return f"<think></think><answer>{letter(options.index(key))}) {key}</answer>"
+    return text
 
 
 async def _right(rollout: Rollout, asked: Sequence[Trace], said: Sequence[str]) -> list[Trace]:

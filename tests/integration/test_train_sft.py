@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -66,20 +67,53 @@ def test_the_policys_own_right_answers(tmp_path: Path):
         assert example.text != gold_answer(example.answer)  # it has thoughts of its own
 
 
-def test_a_policy_that_is_never_right_has_nothing_to_imitate(tmp_path: Path):
+def test_a_policy_that_is_never_right_has_nothing_to_imitate(tmp_path: Path, monkeypatch):
     """With room for two tokens no answer can be read."""
+    plain = Imitating._own
+
+    def cramped(self, upstream):
+        self.room = 2
+        return plain(self, upstream)
+
+    monkeypatch.setattr(Imitating, "_own", cramped)
     own = ["--imitate", "own", "--samples", "1", "--train_size", "2", "--eval_size", "2"]
-    hook = pytest.MonkeyPatch()
-    hook.setattr("rl.train_sft._right", _nothing)
-    try:
-        with pytest.raises(ValueError, match=r"imitate: no answer of 'clinic:base' was right in 1 samples"):
-            main(["--runs", str(tmp_path), *own, *SMALL])
-    finally:
-        hook.undo()
+    with pytest.raises(ValueError, match=r"imitate: no answer of 'clinic:base' was right in 1 samples"):
+        main(["--runs", str(tmp_path), *own, *SMALL])
 
 
-async def _nothing(*_):
-    return []
+BLOOD = ["O", "A", "B", "AB"]
+TAGS = ["<think>", "none"]
+"""What could not be told from the format's own."""
+
+
+@pytest.fixture
+def cases_of(tmp_path: Path):
+    """Flags for a file of cases with these options and keys; each has an image of its own."""
+
+    def written(*keyed: tuple[list[str], str]) -> list[str]:
+        rows = []
+        for i, (options, key) in enumerate(keyed):
+            Image.new("RGB", (56, 56), (i, 0, 0)).save(tmp_path / f"{i}.png")
+            rows.append({"id": str(i), "question": "Which?", "options": options, "image": f"{i}.png", "answer": key})
+        (tmp_path / "cases.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return ["--cases", str(tmp_path / "cases.jsonl"), "--holdout", "0.25", "--max_steps", "1"]
+
+    return written
+
+
+def test_every_gold_answer_can_be_read_and_what_cannot_is_counted(tmp_path: Path, cases_of, capsys):
+    keyed = [(BLOOD, key) for key in BLOOD] * 2 + [(TAGS, "<think>")] * 4
+    main(["--runs", str(tmp_path), "--name", "blood", *cases_of(*keyed), *SMALL])
+    examples = list(read_traces(tmp_path / "blood" / "stages" / "sft" / "examples.parquet"))
+    assert examples
+    assert all(example.right and example.options == BLOOD for example in examples)
+    assert {example.text for example in examples} <= {gold_answer(key, BLOOD) for key in BLOOD}
+    assert f"note: {9 - len(examples)} of 9 prompts are left out: no key that can be read" in capsys.readouterr().out
+
+
+def test_keys_none_of_which_can_be_read_teach_nothing(tmp_path: Path, cases_of):
+    with pytest.raises(ValueError, match="imitate: no key can be read where it stands as an answer"):
+        main(["--runs", str(tmp_path), *cases_of(*[(TAGS, "<think>")] * 4), *SMALL])
 
 
 @pytest.fixture

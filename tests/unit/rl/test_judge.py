@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 
 import pytest
 from fakes import INPUT_TOKENS, OUTPUT_TOKENS, FakeModel, answers, breaks, pictures, says, words
@@ -151,13 +150,31 @@ def test_without_a_key_or_a_decision_there_is_nothing_to_judge(trace, open_answe
     assert (undecided.reward, unlabelled.reward, model.seen) == (None, None, [])
 
 
-@pytest.mark.parametrize("error", [ValueError("no such model"), TimeoutError("slow")], ids=repr)
-def test_a_judge_that_fails_leaves_the_trace_ungraded_and_says_so(open_answer, error, caplog):
+class RefusedError(Exception):
+    """A provider's refusal, which quotes the request."""
+
+    status_code = 422
+
+
+QUOTED = "Where is it? left lung; the lung on the left"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError(QUOTED), "ValueError"),
+        (TimeoutError(QUOTED), "TimeoutError"),
+        (RefusedError(QUOTED), "RefusedError 422"),
+    ],
+    ids=["of our own", "slow", "refused"],
+)
+def test_a_judge_that_fails_leaves_the_trace_ungraded_and_says_so_without_the_case(open_answer, error, kind, caplog):
     with caplog.at_level(logging.WARNING):
-        done = graded(judge_of(breaks(error)), open_answer("lung"))
+        done = graded(judge_of(breaks(error)), open_answer("the lung on the left", question="Where is it?"))
     assert (done.reward, done.ungraded) == (None, ["judge"])
-    said = re.escape(f"judge: case 'case-1' cannot be graded: {type(error).__name__}: {error}")
-    assert re.search(said, caplog.text)
+    assert [record.getMessage() for record in caplog.records] == [f"judge: case 'case-1' cannot be graded: {kind}"]
+    assert "lung" not in caplog.text
+    assert "Where" not in caplog.text
 
 
 def test_a_verdict_that_cannot_be_read_leaves_the_trace_ungraded_and_says_so(open_answer, caplog):
@@ -191,3 +208,107 @@ def test_a_failure_is_not_kept(open_answer):
     cache = InMemoryCache()
     assert graded(judge_of(breaks(ValueError("away")), cache), open_answer("lung")).reward is None
     assert graded(judge_of(says(CORRECT), cache), open_answer("lung")).reward == 1.0
+
+
+@pytest.mark.parametrize("of", [InMemoryCache, None], ids=["memory", "disk"])
+def test_a_verdict_that_cannot_be_read_is_not_kept(ask, of, tmp_path):
+    cache = of() if of else SqliteCache(path=str(tmp_path / "verdicts.db"))
+    said = iter(["perhaps", CORRECT])
+    model = FakeModel(answer=lambda _: next(said))
+    assert [ask(build_judge(model, cache))["correct"] for _ in range(3)] == [None, True, True]
+    assert len(model.seen) == 2
+
+
+# A group is judged at once
+
+
+class Wavering:
+    """A judge of one's own that takes its time, and changes its mind with every call."""
+
+    def __init__(self, *verdicts):
+        self.verdicts, self.asked = verdicts, []
+
+    async def __call__(self, state):
+        self.asked.append((state["question"], state["key"], state["answer"]))
+        verdict = self.verdicts[(len(self.asked) - 1) % len(self.verdicts)]
+        await asyncio.sleep(0.01)
+        if isinstance(verdict, Exception):
+            raise verdict
+        return {"correct": verdict}
+
+
+def graded_at_once(judge, traces):
+    return [done.reward for done in asyncio.run(Grading.parse(["judge"], {"judge": judge}).grade_all(traces))]
+
+
+def test_equal_answers_of_a_group_get_one_verdict(open_answer):
+    own = Wavering(True, False)
+    assert graded_at_once(judge_of(own), [open_answer("lung") for _ in range(8)]) == [1.0] * 8
+    assert len(own.asked) == 1
+
+
+@pytest.mark.parametrize("other", [{"question": "Which?"}, {"key": "heart"}, {"decided": "lungs"}], ids=str)
+def test_what_differs_is_judged_by_itself(open_answer, other):
+    own = Wavering(True, False)
+    traces = [open_answer(**{"decided": "lung", **fields}) for fields in ({}, other)]
+    assert graded_at_once(judge_of(own), traces) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("failure", [ValueError("away"), None], ids=["failed", "unread"])
+def test_what_is_no_verdict_is_not_remembered(open_answer, failure, caplog):
+    """Two traces share the failure, and each is reported; the next one is judged anew, and after it nobody."""
+    own = Wavering(failure, True)
+    judge = judge_of(own)
+    assert graded_at_once(judge, [open_answer("lung", case=name) for name in "ab"]) == [None, None]
+    assert ["'a'" in caplog.messages[0], "'b'" in caplog.messages[1], len(caplog.messages)] == [True, True, 2]
+    assert [graded_at_once(judge, [open_answer("lung")] * 2) for _ in range(2)] == [[1.0, 1.0]] * 2
+    assert len(own.asked) == 2
+
+
+def test_one_that_stops_waiting_does_not_take_the_others_with_it(open_answer):
+    own = Wavering(True)
+    judge = judge_of(own)
+
+    async def group():
+        first, second = (asyncio.ensure_future(judge(open_answer("lung"))) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(group()) == 1.0
+    assert len(own.asked) == 1
+
+
+def test_what_an_event_loop_left_unfinished_is_asked_again_in_the_next(open_answer):
+    own = Wavering(True)
+    judge = judge_of(own)
+
+    async def abandoned():
+        waiting = asyncio.ensure_future(judge(open_answer("lung")))
+        while not own.asked:
+            await asyncio.sleep(0)
+        assert not waiting.done()
+
+    asyncio.run(abandoned())
+    assert graded(judge, open_answer("lung")).reward == 1.0
+    assert len(own.asked) == 2
+
+
+def test_event_loops_that_run_at_a_time_do_not_wait_for_each_other(open_answer):
+    own = Wavering(True)
+    judge = judge_of(own)
+    with asyncio.Runner() as other:
+
+        async def begun():
+            waiting = asyncio.ensure_future(judge(open_answer("lung")))
+            while not own.asked:
+                await asyncio.sleep(0)
+            return waiting
+
+        async def end(waiting):
+            return await waiting
+
+        waiting = other.run(begun())
+        assert graded(judge, open_answer("lung")).reward == 1.0
+        assert other.run(end(waiting)) == 1.0
+    assert len(own.asked) == 2

@@ -71,10 +71,9 @@ def again(traces, **entries):
 
 
 def printed(capsys):
-    """The rows of the table."""
-    return [
-        [cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line
-    ]
+    """The titles and rows of the tables."""
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip() and line.strip()[0] not in "┏┃┡├└"]
+    return [[cell.strip() for cell in line.split("│")[1:-1]] if "│" in line else line.strip() for line in lines]
 
 
 # From Python
@@ -147,9 +146,11 @@ def test_a_new_file_and_a_table(stored, tmp_path, capsys):
     assert [one.rewards for one in after[:2]] == [{"format": 1.0, "token_f1": 1.0}, {"format": 1.0, "token_f1": 0.0}]
     assert [one.reward for one in after] == [2.5, 0.5, 2.0, 0.0, 2.5]
     assert printed(capsys) == [
+        "1.parquet: 4 traces",
         ["attending", "format", "0.5", "0.500", "0.500", "0"],
         ["attending", "token_f1", "2", "-", "0.500", "0"],
         ["attending", "reward", "", "0.750", "1.250", "0"],
+        "2.parquet: 1 traces",
         ["triage", "format", "0.5", "1.000", "1.000", "0"],
         ["triage", "token_f1", "2", "-", "1.000", "0"],
         ["triage", "reward", "", "1.500", "2.500", "0"],
@@ -159,7 +160,7 @@ def test_a_new_file_and_a_table(stored, tmp_path, capsys):
 def test_the_papers_graders_are_those_of_each_node(stored, tmp_path, capsys):
     main(["regrade", str(stored), "--out", str(tmp_path / "new.parquet")])
     assert list(read_traces(tmp_path / "new.parquet")) == list(read_traces(stored))
-    assert [row[:2] for row in printed(capsys)] == [
+    assert [row[:2] for row in printed(capsys) if isinstance(row, list)] == [
         ["attending", "format"],
         ["attending", "accuracy"],
         ["attending", "reward"],
@@ -171,7 +172,7 @@ def test_the_papers_graders_are_those_of_each_node(stored, tmp_path, capsys):
 
 def test_without_a_file_to_write_the_table_is_all(stored, tmp_path, capsys):
     main(["regrade", str(stored)])
-    assert len(printed(capsys)) == 6
+    assert len(printed(capsys)) == 8
     assert [path.name for path in tmp_path.rglob("*.parquet")] == ["1.parquet", "2.parquet"]
 
 
@@ -179,10 +180,41 @@ def test_the_table_tells_what_could_not_be_graded_and_why(tmp_path, decided, cap
     monkeypatch.setenv("COLUMNS", "120")  # or the last column would be folded
     write_traces(tmp_path / "run.parquet", [*decided(), *decided(answer=None)[:1]])
     main(["regrade", str(tmp_path / "run.parquet")])
-    assert printed(capsys)[1:] == [
+    assert printed(capsys)[2:] == [
         ["attending", "accuracy", "1", "0.500", "0.500", "1 (needs a key and a decision)"],
         ["attending", "reward", "", "0.750", "0.750", "1"],
     ]
+
+
+def test_the_files_of_a_run_are_told_apart_and_what_was_never_to_be_graded_is_left_out(
+    tmp_path, trace, decided, capsys
+):
+    run, (right, wrong, *_) = tmp_path / "run", decided()
+    gold = trace(text="<think></think><answer>cyst</answer>")  # of an older run, which did not grade it
+    write_traces(run / "after.parquet", [right, right])
+    write_traces(run / "before.parquet", [right, wrong])
+    write_traces(run / "upstream-train.parquet", [trace(), trace()])
+    write_traces(run / "stages" / "1-easy" / "rollouts.parquet", [wrong, trace(), gold])
+    main(["regrade", str(run), "--graders", "accuracy", "--out", str(tmp_path / "new.parquet")])
+    assert printed(capsys) == [
+        "after.parquet: 2 traces",
+        ["attending", "accuracy", "1", "1.000", "1.000", "0"],
+        ["attending", "reward", "", "1.500", "1.000", "0"],
+        "before.parquet: 2 traces",
+        ["attending", "accuracy", "1", "0.500", "0.500", "0"],
+        ["attending", "reward", "", "1.000", "0.500", "0"],
+        "stages/1-easy/rollouts.parquet: 2 traces",
+        ["attending", "accuracy", "1", "0.000", "0.500", "0"],
+        ["attending", "reward", "", "0.500", "0.500", "0"],
+    ]
+    assert len(list(read_traces(tmp_path / "new.parquet"))) == 6
+
+
+def test_where_nothing_was_answered_there_is_nothing_to_grade(tmp_path, trace, capsys):
+    write_traces(tmp_path / "upstream-train.parquet", [trace()])
+    with pytest.raises(SystemExit):
+        main(["regrade", str(tmp_path)])
+    assert "has a text or a decision; give rollouts, or decided cases" in capsys.readouterr().err
 
 
 def test_a_judge_and_a_length_are_flags(stored, tmp_path, monkeypatch):

@@ -35,13 +35,16 @@ OPTIONS = [
     ["1.5 cm", "2.5 cm", "5 cm"],
     ["none of these", "all of these"],
     ["Option A is right", "(b)", "x > 3"],
+    ["O", "A", "B", "AB"],
+    ["B", "A"],
+    ["C", "D", "A. B", "B"],
 ]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options[0])
 def test_a_gold_option_is_read_as_that_option(trace, images, options):
     for i, key in enumerate(options):
-        text = gold_answer(key)
+        (text,) = (one.text for one in gold([trace(options=options, answer=key)]))
         assert well_formed(text)
         decision = Attending(images).read(text, trace(options=options, answer=key).given())["decision"]
         assert (decision["index"], decision["answer"]) == (i, key)
@@ -60,6 +63,18 @@ def test_each_node_learns_its_own_key(trace):
     ]
     assert [one.text for one in gold(upstream)] == [gold_answer("cyst"), gold_answer("Surgeon")]
     assert [one.text for one in upstream] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [("O", "O"), ("A", "B) A"), ("B", "C) B"), ("AB", "AB")], ids=["O", "A", "B", "AB"]
+)
+def test_the_letter_stands_only_where_it_must(key, said):
+    assert gold_answer(key, ["O", "A", "B", "AB"]) == f"<think></think><answer>{said}</answer>"
+
+
+def test_options_without_a_letter_have_none():
+    options = [*(f"finding {i}" for i in range(26)), "B"]
+    assert gold_answer("B", options) == gold_answer("B")
 
 
 def test_nothing_is_made_up_where_there_is_no_key(trace):
