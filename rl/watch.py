@@ -69,7 +69,7 @@ class StageProgress(TrainerCallback):  # type: ignore[misc]
         """Open the bar, and know what was logged, where a resumed stage left off."""
         if state.is_world_process_zero:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=f"stage {self.stage}", unit="step")
-            self.warnings = Warnings(self.stage, max(1, min(WINDOW, state.max_steps // state.logging_steps // 4)))
+            self.warnings = Warnings(self.stage, max(1, min(WINDOW, int(state.max_steps / state.logging_steps / 4))))
             for line in self.path.read_text().splitlines() if self.path.exists() else ():
                 self.warnings.look(json.loads(line))
 

@@ -7,6 +7,8 @@ and without an error. So what another node has raised and was dealt with is rais
 
 import contextlib
 import copy
+import logging
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -99,3 +101,14 @@ def _another(error: Exception) -> Exception:
         return copy.copy(error)
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _says_nothing_of_a_case(record: logging.LogRecord) -> bool:
+    """LangGraph logs a retry with the exception's text, in which a provider may quote the case; its kind is enough."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error and any(frame.f_code.co_filename == __file__ for frame, _ in traceback.walk_tb(error.__traceback__)):
+        record.msg, record.args, record.exc_info = f"a node is tried again after {type(error).__name__}", None, None
+    return True
+
+
+logging.getLogger("langgraph.pregel._retry").addFilter(_says_nothing_of_a_case)

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from rl.store import read_traces
+from rl.traces import Trace
 from tests.integration.grpo import assert_same_weights, weights_of
 
 pytestmark = pytest.mark.timeout(600)
@@ -42,6 +42,10 @@ FLAGS = [
 FLAGS += ["--betas", "0.01", "0.01", "--rehearsal", "0", "--train_size", "24", "--eval_size", "8", "--gammas", "1", "1"]
 FLAGS += ["--gamma_by", "stage", "--num_generations", "4", "--logging_steps", "1", "--save_steps", "2"]
 FLAGS += ["--learning_rate", "0.0005", "--max_grad_norm", "1000"]
+
+
+# each process samples for itself, half of every group; at this temperature hardly two completions are equal
+WHOLE = [*FLAGS, "--num_generations", "8", "--per_device_train_batch_size", "4", "--temperature", "2"]
 
 
 def free_port() -> int:
@@ -117,7 +121,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, generations: str):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """A run of two processes that nobody kills; each samples for itself."""
-    return trained(tmp_path_factory.mktemp("runs"), "whole", 2, [*FLAGS, "--per_device_train_batch_size", "4"])
+    return trained(tmp_path_factory.mktemp("runs"), "whole", 2, WHOLE)
 
 
 KILLS = {
@@ -130,7 +134,7 @@ KILLS = {
 @pytest.mark.parametrize(("where", "checkpoint"), KILLS.values(), ids=KILLS.keys())
 def test_a_process_that_dies_ends_the_run_which_resumes_to_the_same(whole: Path, where: str, checkpoint: str | None):
     name = where.replace(":", "-")
-    arguments = ["--runs", str(whole.parent), "--name", name, *FLAGS, "--per_device_train_batch_size", "4"]
+    arguments = ["--runs", str(whole.parent), "--name", name, *WHOLE]
     code, said = launched(2, arguments, KILLED=where)
     ended = time.time()
     assert code != 0
@@ -151,10 +155,13 @@ def test_a_process_that_dies_ends_the_run_which_resumes_to_the_same(whole: Path,
 
 def test_each_process_samples_for_itself(whole: Path):
     """Or half of the completions would be copies: both processes draw from random numbers of their own."""
-    folder = whole / "stages" / "2-mixed"
-    by_step: dict[int, list] = {}
-    for trace in read_traces(folder / "rollouts.parquet"):
-        by_step.setdefault(trace.step, []).append(trace)
-    assert {len(group) for group in by_step.values()} == {8}
-    assert all(len({trace.case for trace in group[:4]}) == 1 for group in by_step.values())  # a group a process
-    assert torch.tensor([group[0].case != group[4].case for group in by_step.values()]).all()
+    by_step: dict[tuple[str, int], list[Trace]] = {}
+    for stage in ("1-easy", "2-mixed"):
+        for trace in read_traces(whole / "stages" / stage / "rollouts.parquet"):
+            by_step.setdefault((stage, trace.step), []).append(trace)
+    assert len(by_step) == 8
+    for group in by_step.values():
+        assert len({(trace.case, trace.node) for trace in group}) == 1  # one group over both processes
+        halves = [[trace.completion_ids for trace in half] for half in (group[:4], group[4:])]
+        assert [len(half) for half in halves] == [4, 4]
+        assert halves[0] != halves[1]

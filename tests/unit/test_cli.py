@@ -934,7 +934,9 @@ def test_unicode_stays_what_it_is(consult: Many, clinic: Clinic, files: Path, ou
     assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize("retries", ["0", "1"])
 def test_nothing_of_a_case_is_logged(
+    retries: str,
     consult: Many,
     clinic: Clinic,
     files: Path,
@@ -943,9 +945,10 @@ def test_nothing_of_a_case_is_logged(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     clinic.answer = sick("bed 7")
-    consult(written(files / "cases.jsonl", rows("bed 7", "bed 8")), "--attending", "fake:by")
+    consult(written(files / "cases.jsonl", rows("bed 7", "bed 8")), "--attending", "fake:by", "--retries", retries)
     said = "".join(capsys.readouterr()) + caplog.text
     assert "1 done, 1 failed" in said
+    assert said.count("a node is tried again after ConnectionError") == int(retries)
     assert not any(word in said for word in ("bed", "nodule", "cyst", "lost", "What is"))
 
 

@@ -183,18 +183,21 @@ def test_a_verdict_that_cannot_be_read_leaves_the_trace_ungraded_and_says_so(ope
     assert "judge: case 'case-1' cannot be graded: its verdict could not be read" in caplog.text
 
 
-def test_a_judge_that_is_down_for_a_moment_is_asked_again(open_answer):
+def test_a_judge_that_is_down_for_a_moment_is_asked_again_and_nothing_of_the_case_is_logged(open_answer, caplog):
     down = [True]
 
     def fickle(_):
         if down:
             down.clear()
-            raise ConnectionError("down")
+            raise ConnectionError(QUOTED)
         return CORRECT
 
     model = FakeModel(answer=fickle)
-    assert graded(judge_of(model), open_answer("lung")).reward == 1.0
+    with caplog.at_level(logging.DEBUG):
+        assert graded(judge_of(model), open_answer("lung")).reward == 1.0
     assert len(model.seen) == 2
+    assert "a node is tried again after ConnectionError" in caplog.text
+    assert "lung" not in caplog.text
 
 
 def test_the_same_answer_of_another_rollout_is_not_judged_again(open_answer):
