@@ -109,6 +109,7 @@ def test_there_are_notebooks():
     assert len(NOTEBOOKS) == 5
 
 
+@pytest.mark.timeout(900)  # one of them trains
 @every_notebook
 def test_a_notebook_runs_and_does_what_it_shows(notebook: Path):
     kept, fresh = nbformat.read(notebook, as_version=4), execute(notebook)
