@@ -30,7 +30,7 @@ from rl.cohort import Cohorts, cohorts, panel
 from rl.curriculum import count_tiers
 from rl.datasets import LabeledCase
 from rl.evaluate import by_tier, decide, decided, print_confusion, print_table, referred, unparsed
-from rl.launch import read_launch
+from rl.launch import read_launch, refuse_here
 from rl.models import Start, merge, model_string
 from rl.policy import PolicyChatModel, load_policy
 from rl.rollout import Rollout, roll_upstream
@@ -209,6 +209,7 @@ def main(kind: type[Experiment], command: Command, arguments: Sequence[str] | No
     try:
         images = ImageStore(run.folder / "images")
         with run.phase("cases"), run.abandoned_if_refused():
+            refuse_here(settings)
             experiment = kind(run, settings, cohorts(settings.recipe, int(settings.trainer.seed), images), images)
         return experiment.go()
     except KeyboardInterrupt:

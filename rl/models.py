@@ -121,8 +121,7 @@ class Start:
             ValueError: if an adapter is to be trained on without `use_peft`.
         """
         folder = folder_of(self.name)
-        loading = {"revision": self.settings.model_revision, "attn_implementation": self.settings.attn_implementation}
-        loading |= {"dtype": self.settings.dtype}
+        loading = {"attn_implementation": self.settings.attn_implementation, "dtype": self.settings.dtype}
         if quantization := get_quantization_config(self.settings):
             loading |= {"quantization_config": quantization}
         if is_adapter(folder):
@@ -133,10 +132,15 @@ class Start:
             model = AutoModelForImageTextToText.from_pretrained(base, **{**loading, "dtype": dtype})
             return PeftModel.from_pretrained(model, folder, is_trainable=True), None
         grpo.model_init_kwargs = loading
-        peft_config = get_peft_config(self.settings)
-        if peft_config is not None and self.freeze_vision:
-            peft_config.exclude_modules = r".*\bvisual\b.*"
-        return folder, peft_config
+        return folder, adapters(self.settings, self.freeze_vision)
+
+
+def adapters(settings: ModelConfig, freeze_vision: bool) -> PeftConfig | None:
+    """The adapters that are trained, none of them in a frozen vision tower; None without `use_peft`."""
+    peft_config = get_peft_config(settings)
+    if peft_config is not None and freeze_vision:
+        peft_config.exclude_modules = r".*\bvisual\b.*"
+    return peft_config
 
 
 def freeze_vision(model: torch.nn.Module) -> None:

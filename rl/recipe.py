@@ -23,6 +23,7 @@ CHOICES = {
     "vllm_mode": ("colocate", "server"),
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
 """What TRL's trainer knows, and its settings do not check."""
@@ -91,13 +92,22 @@ class Recipe(Consultations):
                 f"outcome_weight: {self.outcome_weight}; it is 0 or more, and pays triage (--nodes triage)"
             )
         self._check_stages()
-        self._gradings({"overlong": outcome, **({"judge": outcome} if self.judge else {})})  # are there such graders?
+        made = {"overlong": outcome, **({"judge": outcome} if self.judge else {})}
+        paid_by = {name for grading in self._gradings(made).values() for name in grading.graders}  # are there such?
+        if self.judge and "judge" not in paid_by:
+            raise ValueError(f"judge: {self.judge!r}, but nobody is paid by its verdict; add judge=1 to --graders")
 
     def check_with(self, trainer: Any, model: ModelConfig) -> None:
         """Refuse what TRL's settings and ours would make of each other, and what TRL would refuse an hour later."""
         for field, known in CHOICES.items():
             if (value := getattr(trainer, field)) not in known:
                 raise ValueError(f"{field}: {value!r} is unknown; choose one of {', '.join(known)}")
+        if trainer.reward_weights is not None:
+            raise ValueError(
+                f"reward_weights: {trainer.reward_weights}; the graders have the weights: --graders name=weight"
+            )
+        if trainer.num_train_epochs != GRPOConfig.num_train_epochs:
+            raise ValueError(f"num_train_epochs: {trainer.num_train_epochs} would be passed over; give --stage_steps")
         if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
             raise ValueError("load_in_4bit, load_in_8bit: quantized weights cannot be trained; set use_peft: true")
         if trainer.use_transformers_continuous_batching:

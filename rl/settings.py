@@ -132,6 +132,26 @@ def read_settings(command: Command, arguments: Sequence[str]) -> Settings:
     return settings
 
 
+UNUSED = {
+    "eval_strategy": ("no", "nothing evaluates during training; the held-out cases are measured before and after"),
+    "eval_on_start": (False, "nothing evaluates during training; the held-out cases are measured before and after"),
+    "resume_from_checkpoint": (None, "a run goes on by --resume"),
+    "model_init_kwargs": (None, "the policy is loaded as --dtype, --attn_implementation and --load_in_4bit say"),
+}
+"""What TRL's settings have, and a run would pass over, or stumble on once the cases are rolled out."""
+
+
+def _refuse_unused(trainer: Any, model: ModelConfig) -> None:
+    for field, (default, instead) in UNUSED.items():
+        if (value := getattr(trainer, field)) != default:
+            raise ValueError(f"{field}: {getattr(value, 'value', value)!r} cannot be used: {instead}; leave it out")
+    if model.model_revision != "main":
+        raise ValueError(
+            f"model_revision: {model.model_revision!r} would not be what is measured; download that revision, and give "
+            "its folder as --model"
+        )
+
+
 def check(settings: Settings) -> None:
     """Refuse what cannot work together.
 
@@ -143,6 +163,7 @@ def check(settings: Settings) -> None:
         raise ValueError(f"seed: {trainer.seed}; give 0 to {SEEDS - 1}, or draws of the clinic's cases would overlap")
     if model.model_name_or_path:
         raise ValueError(f"model_name_or_path: {model.model_name_or_path!r}; the policy is named by --model")
+    _refuse_unused(trainer, model)
     recipe.check_with(trainer, model)
 
 

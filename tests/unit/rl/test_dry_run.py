@@ -61,6 +61,16 @@ def test_adapters_are_counted_as_peft_counts_them():
     assert not any("visual" in name for name, weight in ours.named_parameters() if weight.requires_grad)
 
 
+def test_adapters_leave_a_frozen_vision_tower_alone():
+    how = ModelConfig(use_peft=True, lora_r=4, lora_target_modules="all-linear")
+    named = {
+        frozen: {name for name, _ in meta_policy("clinic:base", how, frozen).named_parameters() if "lora_" in name}
+        for frozen in (False, True)
+    }
+    assert named[True] == {name for name in named[False] if "visual" not in name.split(".")}
+    assert named[True] != named[False]
+
+
 def test_a_frozen_vision_tower_is_not_counted_as_trained():
     model = meta_policy("clinic:base", ModelConfig(), freeze_vision=True)
     assert not any(weight.requires_grad for weight in model.model.visual.parameters())

@@ -297,6 +297,13 @@ REFUSED = {
         ["graders", "'speciality=1'", "specialty"],
     ),
     "a judge's verdict without a judge": ("--graders judge=1", ["graders", "'judge=1'", "a model that judges"]),
+    "a judge whom nobody asks": ("--judge clinic:doctor-1", ["judge: 'clinic:doctor-1'", "judge=1", "--graders"]),
+    "weights beside the graders'": ("--reward_weights 1 2", ["reward_weights: [1.0, 2.0]", "--graders name=weight"]),
+    "an aggregation": (
+        "--multi_objective_aggregation foo",
+        ["multi_objective_aggregation: 'foo'", "sum_then_normalize, normalize_then_sum"],
+    ),
+    "epochs": ("--num_train_epochs 2", ["num_train_epochs: 2.0", "--stage_steps"]),
     "outcome twice": (
         "--nodes triage attending --triage_graders outcome=1 --outcome_weight 0.5",
         ["graders", "'outcome'", "twice"],
