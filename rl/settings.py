@@ -58,8 +58,16 @@ class Consultations:
     train_size: int = setting(2000, "Clinic cases to train on.")
     eval_size: int = setting(1000, "Clinic cases to measure on.")
     freeze_vision: bool = setting(False, "Leave the vision tower as it is.")
-    output: str = setting("merged", "With --use_peft: the trained model is the whole model (`merged`) or an `adapter`.")
-    runs: str = setting("runs", "Folder of all runs, and of what frozen models have answered (answers.db).")
+    output: str = setting(
+        "merged",
+        "With --use_peft: the trained model is the whole model (`merged`, which loses much of what was learned in a "
+        "--dtype of 16 bits) or an `adapter`.",
+    )
+    runs: str = setting(
+        "runs",
+        "Folder of all runs, and of what frozen models have answered (answers.db). Those that are served go by their "
+        "name: where other weights are served under it, remove the file, or take another folder.",
+    )
     name: str | None = setting(None, "The run's folder. Default: made of recipe and seed.")
     resume: bool = setting(False, "Go on with the run of this name (or the latest).")
 

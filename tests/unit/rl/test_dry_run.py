@@ -255,10 +255,16 @@ def test_every_recipe_for_gpus_fits_its_gpu_and_keeps_the_papers_numbers(checked
         assert settings.learning_rate == (1e-5 if one.how.use_peft else 1e-6)
 
 
+def test_no_recipe_rounds_away_what_an_adapter_has_learned(checked):
+    for one in checked.values():
+        assert not one.how.use_peft or one.how.dtype == "float32" or one.recipe.output == "adapter"
+
+
 def test_a_recipe_says_how_it_is_launched(checked):
     for name, one in checked.items():
         comment = (CONFIGS / f"{name}.yaml").read_text()
         assert f"--config rl/configs/{name}.yaml" in comment
+        assert ("pip install -e '.[rl,vllm]'" in comment) == one.settings.use_vllm
         assert (f"--config_file rl/configs/{one.recipe.accelerate}" in comment) == (one.launch.processes > 1)
 
 
@@ -282,7 +288,7 @@ def test_the_readme_shows_the_table_as_it_is_printed(checked, capsys, monkeypatc
 def test_the_clinics_recipe_can_be_checked_too(capsys):
     dry_run.main(["--config", str(CONFIGS / "clinic.yaml"), "--max_steps", "12"])
     text = capsys.readouterr().out
-    assert "816,192" in text
+    assert "821,056" in text
     assert "= 12" in text
 
 
