@@ -14,7 +14,7 @@ from langgraph.cache.base import BaseCache
 from trl import GRPOConfig, ModelConfig
 
 from rl.curriculum import MIXED, SCHEDULES, TIERS, Stage
-from rl.grading import PAPER, Grader, Grading, outcome, overlong_of
+from rl.grading import KEYED, PAPER, Grader, Grading, outcome, overlong_of
 from rl.judge import judge_of
 from rl.settings import Command, Consultations, parse, setting
 
@@ -81,6 +81,8 @@ class Recipe(Consultations):
         self.check_choices(
             tiers=("labels", "disagreement"), gamma_by=("tier", "stage"), gamma_schedule=tuple(SCHEDULES)
         )
+        if self.tiers == "disagreement" and "attending" not in self.nodes:
+            raise ValueError("tiers: disagreement, but only triage learns, whose cases have no tiers; leave it out")
         if self.node_shares and (len(self.node_shares) != len(self.nodes) or min(self.node_shares) <= 0):
             raise ValueError(f"node_shares: {self.node_shares}; give a share above 0 for each of {self.nodes}")
         if self.alternate and len(self.nodes) < 2:
@@ -92,8 +94,7 @@ class Recipe(Consultations):
                 f"outcome_weight: {self.outcome_weight}; it is 0 or more, and pays triage (--nodes triage)"
             )
         self._check_stages()
-        made = {"overlong": outcome, **({"judge": outcome} if self.judge else {})}
-        paid_by = {name for grading in self._gradings(made).values() for name in grading.graders}  # are there such?
+        paid_by = {name for grading in self._gradings(self._made()).values() for name in grading.graders}
         if self.judge and "judge" not in paid_by:
             raise ValueError(f"judge: {self.judge!r}, but nobody is paid by its verdict; add judge=1 to --graders")
 
@@ -207,6 +208,23 @@ class Recipe(Consultations):
         return super().by_label() and any(
             entry.partition("=")[0] == "specialty" and entry.partition("=")[2] != "0" for entry in self.triage_graders
         )
+
+    def by_key(self) -> list[str]:
+        """The graders that count and need an answer key."""
+        weights = [grading.weights for grading in self._gradings(self._made()).values()]
+        return [name for name in KEYED if any(of_node.get(name) for of_node in weights)]
+
+    def without_keys(self) -> str | None:
+        """What can be done about cases without an answer key; None where they are welcome."""
+        if self.tiers == "disagreement":
+            return None
+        if "attending" in self.nodes:
+            return "leave them out, or give --tiers disagreement"
+        return "leave them out" if self.by_key() else None
+
+    def _made(self) -> dict[str, Grader]:
+        """Stands in for the graders that are yet to be made, where only their names are asked for."""
+        return {"overlong": outcome, **({"judge": outcome} if self.judge else {})}
 
     def _gradings(self, made: Mapping[str, Grader]) -> dict[str, Grading]:
         given = {"triage": self.triage_graders, "attending": self.graders}

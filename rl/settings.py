@@ -101,6 +101,14 @@ class Consultations:
         """Whether something is learned by the cases' triage labels."""
         return "triage" in self.nodes
 
+    def by_key(self) -> list[str]:
+        """The graders that count and need an answer key."""
+        return []
+
+    def without_keys(self) -> str | None:
+        """What can be done about cases without an answer key; None where they are welcome."""
+        return "leave them out" if "attending" in self.nodes else None
+
     def frozen(self, node: str) -> str:
         """Model string of a frozen triage doctor or attending."""
         named: str | None = getattr(self, node)

@@ -61,7 +61,7 @@ class Training(Experiment):
     def label(self, traces: list[Trace], rollout: Rollout) -> None:
         """Set the tiers by disagreement, if that is asked for."""
         if self.recipe.tiers == "disagreement":
-            stratify(traces, load_policy(self.policies.get("attending", self.recipe.model)), rollout, self.room)
+            stratify(traces, load_policy(self.policies["attending"]), rollout, self.room)
 
     def _train(self, place: int, stage: Stage, out: Path, settings: GRPOConfig) -> None:
         prompts = self.plan(place, stage)

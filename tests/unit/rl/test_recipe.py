@@ -279,6 +279,10 @@ REFUSED = {
     "unknown gamma_by": ("--gamma_by case", ["gamma_by", "'case'", "tier or stage"]),
     "unknown schedule": ("--gamma_schedule cosine", ["gamma_schedule", "'cosine'", "constant or rise or fall"]),
     "unknown tiers": ("--tiers votes", ["tiers", "'votes'", "labels or disagreement"]),
+    "tiers that nobody has": (
+        "--nodes triage --stages mixed --stage_steps 1 --betas 0 --tiers disagreement",
+        ["tiers: disagreement", "only triage learns"],
+    ),
     "negative share": ("--rehearsal 1 0 0 0 1 0 1 -1 1", ["rehearsal", "-1", "0 or more"]),
     "a stage without cases": ("--rehearsal 1 0 0 0 0 0 0 0 1", ["rehearsal", "0.0, 0.0, 0.0", "positive sum"]),
     "a share for nobody": ("--node_shares 1 2", ["node_shares", "[1.0, 2.0]", "['attending']"]),
