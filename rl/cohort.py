@@ -42,21 +42,21 @@ def clinic_cohort(size: int, seed: int, images: ImageStore) -> Cohort:
     return Cohort(list(make_cases(size, seed, images)))
 
 
-def own_cohort(path: str | Path, split: str | None, free_text: str, keyless: bool = False) -> Cohort:
+def own_cohort(
+    path: str | Path, split: str | None, free_text: str, without_keys: str | None = "leave them out"
+) -> Cohort:
     """Cases of one's own from JSONL.
 
     Args:
         path: the file.
         split: keep only this split's rows.
         free_text: `skip` leaves out the rows without options, and counts them; `grade` keeps them.
-        keyless: whether rows without an answer key (`"answer": null`) are taken.
+        without_keys: what can be done about rows without an answer key (`"answer": null`), which are refused; None:
+            they are taken.
     """
     cases = read_cases(path, split)
-    if not keyless and (without := [case.id for case in cases if case.answer is None]):
-        raise ValueError(
-            f"cases: {len(without)} rows have no answer key ({without[0]!r} first); give them one, or use GRPO with "
-            "--tiers disagreement"
-        )
+    if without_keys and (without := [case.id for case in cases if case.answer is None]):
+        raise ValueError(f"cases: {len(without)} rows have no answer key ({without[0]!r} first); {without_keys}")
     kept = cases if free_text == "grade" else [case for case in cases if case.options]
     if not kept:
         rows = f"cases: no row of {str(path)!r} (split {split}) has options"
@@ -69,15 +69,19 @@ def cohorts(recipe: Any, seed: int, images: ImageStore) -> Cohorts:
     if recipe.cases is None:
         learn = clinic_cohort(recipe.train_size, TRAIN + seed, images)
         return learn.cases, clinic_cohort(recipe.eval_size, HELD_OUT + seed, images).cases, 0
-    keyless = getattr(recipe, "tiers", None) == "disagreement"
-    cohort = own_cohort(recipe.cases, recipe.split, recipe.free_text, keyless)
+    cohort = own_cohort(recipe.cases, recipe.split, recipe.free_text, recipe.without_keys())
     if recipe.eval_split is None:
         learning, held_out = hold_out(cohort.cases, recipe.holdout, seed)
     else:
-        other = own_cohort(recipe.cases, recipe.eval_split, recipe.free_text, keyless)
+        other = own_cohort(recipe.cases, recipe.eval_split, recipe.free_text, recipe.without_keys())
         learning, held_out = list(cohort.cases), list(other.cases)
         if shared := shared_images(learning, held_out):
             print(f"note: {shared} images are in both {recipe.split} and {recipe.eval_split}, as the data set has it")
+    if (keyed := recipe.by_key()) and not any(case.answer for case in learning):
+        raise ValueError(
+            f"cases: no row of {recipe.cases!r} has an answer key, without which {', '.join(keyed)} cannot grade, and "
+            "no completion has a reward; give --graders that need none, such as format or a function of your own"
+        )
     if recipe.by_label() and not any(case.specialty for case in learning):
         raise ValueError(
             f"cases: no row of {recipe.cases!r} has a specialty, by which triage learns; give --outcome_weight 1 with "

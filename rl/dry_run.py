@@ -20,13 +20,13 @@ import yaml
 from trl import GRPOConfig, ModelConfig
 
 from rl.curriculum import Stage
-from rl.launch import Launch, read_launch
+from rl.launch import Launch, read_launch, refuse_launch
 from rl.memory import GIB, Load, Part, engine_tokens, memory, peak
 from rl.recipe import Recipe
 from rl.settings import CONFIGS, Command, Settings, config_name, launch_file
 from rl.settings import check as check_settings
 from rl.settings import parse as parse_settings
-from rl.shapes import image_patches, meta_policy
+from rl.shapes import image_patches, meta_policy, refuse_adapted_head
 from rl.train_attending import COMMAND
 
 IMAGE = (1024, 1024)
@@ -87,10 +87,9 @@ def check(command: Command, arguments: Sequence[str] = ()) -> Checked:
     given, launch = parse(command, arguments)
     check_settings(given)
     recipe, settings, how = given
-    _refuse_launch(recipe, settings, launch)
+    refuse_launch(settings, launch)
     model = meta_policy(recipe.model, how, recipe.freeze_vision)
-    if how.use_peft and any("lora_" in name for name, _ in model.get_output_embeddings().named_modules()):
-        raise ValueError(f"lora_target_modules: {how.lora_target_modules!r} takes in lm_head, which TRL cannot train")
+    refuse_adapted_head(model, how)
     patches = image_patches(recipe.model, *IMAGE)
     batch = int(settings.per_device_train_batch_size)
     load = Load(
@@ -110,21 +109,6 @@ def check(command: Command, arguments: Sequence[str] = ()) -> Checked:
         )
     stages = recipe.curriculum(int(settings.max_steps))
     return Checked(config_name(command, arguments), recipe, settings, how, launch, stages, model, load, parts)
-
-
-def _refuse_launch(recipe: Recipe, settings: GRPOConfig, launch: Launch) -> None:
-    """What does not go together between the recipe and its launch."""
-    mixed = "bf16" if settings.bf16 else "fp16" if settings.fp16 else "no"
-    if launch.mixed_precision not in ("", mixed):
-        raise ValueError(
-            f"mixed_precision: {launch.mixed_precision!r} in {recipe.accelerate}, and the recipe's is {mixed!r}; "
-            "make them the same"
-        )
-    if launch.fsdp and "FULL" not in str(launch.fsdp.state_dict_type):
-        raise ValueError(
-            f"fsdp_state_dict_type: with {launch.fsdp.state_dict_type.name} the trainer saves no model for the next "
-            "stage; choose FULL_STATE_DICT"
-        )
 
 
 def _refuse_engine(recipe: Recipe, settings: GRPOConfig, launch: Launch, model: Any, load: Load) -> None:

@@ -36,9 +36,7 @@ BATCH = 64
 GRADING = Grading.parse(PAPER["attending"])
 
 
-async def decide(
-    rollout: Rollout, upstream: Sequence[Trace], attending: BaseChatModel, title: str, max_tokens: int | None = None
-) -> list[Trace]:
+async def decide(rollout: Rollout, upstream: Sequence[Trace], attending: BaseChatModel, title: str) -> list[Trace]:
     """The attending's decision on each case, graded.
 
     Args:
@@ -46,10 +44,7 @@ async def decide(
         upstream: the cases, with their opinions.
         attending: a policy, asked in batches that do not depend on who is faster, or any other chat model.
         title: of the progress bar.
-        max_tokens: at most so many tokens an answer, where it is a policy. Default: its own limit.
     """
-    if isinstance(attending, PolicyChatModel) and max_tokens:
-        attending = attending.model_copy(update={"max_tokens": max_tokens})
     finished: list[Trace] = []
     for start in tqdm(range(0, len(upstream), BATCH), title, unit="batch"):
         batch = upstream[start : start + BATCH]

@@ -16,20 +16,23 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from langchain_core.language_models import BaseChatModel
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.models import load_model
-from rl.answers import shared_answers
+from mmedagent_graph.nodes import Swappable
+from rl.answers import answers_file, shared_answers
 from rl.clinic.cases import ClinicCase
 from rl.clinic.ideal import ideal_answers
 from rl.cohort import Cohorts, cohorts, panel
 from rl.curriculum import count_tiers
 from rl.datasets import LabeledCase
 from rl.evaluate import by_tier, decide, decided, print_confusion, print_table, referred, unparsed
+from rl.launch import refuse_here
 from rl.models import Start, merge, model_string
-from rl.policy import load_policy
+from rl.policy import PolicyChatModel, load_policy
 from rl.rollout import Rollout, roll_upstream
 from rl.run import Run
 from rl.settings import Command, Settings
@@ -56,12 +59,12 @@ class Experiment:
         self.policies: dict[str, str] = dict.fromkeys(self.recipe.nodes, self.recipe.model)
         """The policy of each node that learns, as it stands."""
         self.state = PartialState()
-        self.specialists = panel(self.recipe.specialists, self.recipe.cases, self.recipe.model)
-        self.answers = shared_answers(Path(self.recipe.runs) / "answers.db")
+        self.answers = shared_answers(answers_file(Path(self.recipe.runs)))
         self.room = getattr(self.trainer, "max_completion_length", None)
         """Tokens of an answer, in training and when it is measured; None: as many as the model likes."""
         for node in ("triage", "attending"):
             load_model(self.doctor(node))  # one that cannot be had is refused here, not an hour later
+        self.panel()
 
     def learn(self) -> list[str]:
         """Train, and let `policies` say what came of it; returns the names of the stages."""
@@ -71,13 +74,23 @@ class Experiment:
         """Model string of a node as it stands."""
         return model_string(self.policies[node]) if node in self.policies else self.recipe.frozen(node)
 
+    def asked(self, node: str) -> BaseChatModel:
+        """Who answers for a node as it stands; where it learns, with as much room as in training."""
+        model = load_model(self.doctor(node))
+        learns = isinstance(model, PolicyChatModel) and node in self.policies
+        return model.model_copy(update={"max_tokens": self.room}) if learns else model
+
+    def panel(self) -> list[BaseChatModel]:
+        """The frozen specialists, whom the run itself does not hold: a policy among them makes room for training."""
+        return panel(self.recipe.specialists, self.recipe.cases, self.recipe.model)
+
     def start(self, node: str) -> Start:
         """A node's policy, to be trained."""
         return Start(self.policies[node], self.settings.model, self.recipe.freeze_vision)
 
-    def rollout(self, **frozen: str) -> Rollout:
+    def rollout(self, **frozen: Swappable) -> Rollout:
         """Consultations with these frozen doctors beside the specialists."""
-        return Rollout(specialists=self.specialists, images=self.images, answers=self.answers, **frozen)
+        return Rollout(specialists=self.panel(), images=self.images, answers=self.answers, **frozen)
 
     def go(self) -> dict[str, Any]:
         """The whole run; returns the summary."""
@@ -96,14 +109,15 @@ class Experiment:
 
     @functools.cached_property
     def _before_triage(self) -> list[Trace]:
-        return asyncio.run(roll_upstream(self.rollout(), self.cases, node="triage", quiet=True))
+        rollout = Rollout(images=self.images)  # nobody has been asked yet
+        return asyncio.run(roll_upstream(rollout, self.cases, node="triage", quiet=True))
 
     def roll(self, cases: Sequence[LabeledCase], name: str, title: str) -> list[Trace]:
         """The attending's upstream of every case, in their order; what is on record is not rolled again."""
         path = self.run.folder / f"{name}.parquet"
         if not path.exists():
             mine = cases[self.state.process_index :: self.state.num_processes]
-            rollout = self.rollout(triage=self.doctor("triage"))
+            rollout = self.rollout(triage=self.asked("triage"))
             traces = asyncio.run(roll_upstream(rollout, mine, title, quiet=not self.state.is_main_process))
             self.label(traces, rollout)
             self.gather_to(path, traces, [case.id for case in cases])
@@ -120,8 +134,7 @@ class Experiment:
             path = self.run.folder / f"{when}.parquet"
             if not path.exists():
                 mine = upstream[self.state.process_index :: self.state.num_processes]
-                attending = load_model(self.doctor("attending"))
-                found = asyncio.run(decide(self.rollout(), mine, attending, when, self.room))
+                found = asyncio.run(decide(Rollout(images=self.images), mine, self.asked("attending"), when))
                 self.gather_to(path, found, [trace.case for trace in upstream])
         return list(read_traces(path))
 
@@ -195,6 +208,7 @@ def main(kind: type[Experiment], command: Command, arguments: Sequence[str] | No
     try:
         with run.phase("cases"), run.acceptance():
             images = ImageStore(run.folder / "images")
+            refuse_here(settings)
             experiment = kind(run, settings, cohorts(settings.recipe, int(settings.trainer.seed), images), images)
         return experiment.go()
     except KeyboardInterrupt:

@@ -118,6 +118,8 @@ NEEDS = {
     "overlong": "the completion's tokens",
     "judge": "a key, a decision and the judge's verdict",
 }
+KEYED = ("accuracy", "outcome", "token_f1", "judge")
+"""Those that cannot grade a case without an answer key."""
 
 
 @dataclasses.dataclass(frozen=True)

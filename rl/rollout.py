@@ -35,7 +35,9 @@ NODES = ("triage", "attending")
 
 
 def _never_called(state: Any) -> Update:
-    raise RuntimeError("the node under training was called: its completions must come from the trainer")
+    raise RuntimeError(
+        "a node was called that nobody answers for: if it is under training, its completions must come from the trainer"
+    )
 
 
 class Rollout:
@@ -43,7 +45,7 @@ class Rollout:
 
     Args:
         triage: as in `build_graph`; frozen. Default: it is under training, and never called.
-        specialists: as in `build_graph`; frozen.
+        specialists: as in `build_graph`; frozen. Default: none is ever called, as where prompts are only rendered.
         attending: as in `build_graph`; frozen. Default: it is under training, and never called; a consultation then
             does not go on from a referral to its end.
         images: the store that the cases' images go to.
@@ -53,8 +55,8 @@ class Rollout:
     def __init__(
         self,
         *,
-        specialists: Panel,
         images: ImageStore,
+        specialists: Panel | None = None,
         triage: Swappable | None = None,
         attending: Swappable | None = None,
         answers: BaseCache[Any] | None = None,
@@ -69,7 +71,7 @@ class Rollout:
         self._saver = InMemorySaver()
         self._graph = build_graph(
             triage=triage or _never_called,
-            specialists=specialists,
+            specialists=specialists or _never_called,
             attending=attending or _never_called,
             images=images,
             cache=answers,

@@ -62,8 +62,16 @@ class Consultations:
     train_size: int = setting(2000, "Clinic cases to train on.")
     eval_size: int = setting(1000, "Clinic cases to measure on.")
     freeze_vision: bool = setting(False, "Leave the vision tower as it is.")
-    output: str = setting("merged", "With --use_peft: the trained model is the whole model (`merged`) or an `adapter`.")
-    runs: str = setting("runs", "Folder of all runs, and of what frozen models have answered (answers.db).")
+    output: str = setting(
+        "merged",
+        "With --use_peft: the trained model is the whole model (`merged`, which loses much of what was learned in a "
+        "--dtype of 16 bits) or an `adapter`.",
+    )
+    runs: str = setting(
+        "runs",
+        "Folder of all runs, and of what frozen models have answered (answers.db). Those that are served go by their "
+        "name: where other weights are served under it, remove the file, or take another folder.",
+    )
     name: str | None = setting(None, "The run's folder. Default: made of recipe and seed.")
     resume: bool = setting(False, "Go on with the run of this name (or the latest).")
 
@@ -96,6 +104,14 @@ class Consultations:
     def by_label(self) -> bool:
         """Whether something is learned by the cases' triage labels."""
         return "triage" in self.nodes
+
+    def by_key(self) -> list[str]:
+        """The graders that count and need an answer key."""
+        return []
+
+    def without_keys(self) -> str | None:
+        """What can be done about cases without an answer key; None where they are welcome."""
+        return "leave them out" if "attending" in self.nodes else None
 
     def frozen(self, node: str) -> str:
         """Model string of a frozen triage doctor or attending."""
@@ -136,6 +152,26 @@ def read_settings(command: Command, arguments: Sequence[str]) -> Settings:
     return settings
 
 
+UNUSED = {
+    "eval_strategy": ("no", "nothing evaluates during training; the held-out cases are measured before and after"),
+    "eval_on_start": (False, "nothing evaluates during training; the held-out cases are measured before and after"),
+    "resume_from_checkpoint": (None, "a run goes on by --resume"),
+    "model_init_kwargs": (None, "the policy is loaded as --dtype, --attn_implementation and --load_in_4bit say"),
+}
+"""What TRL's settings have, and a run would pass over, or stumble on once the cases are rolled out."""
+
+
+def _refuse_unused(trainer: Any, model: ModelConfig) -> None:
+    for field, (default, instead) in UNUSED.items():
+        if (value := getattr(trainer, field)) != default:
+            raise ValueError(f"{field}: {getattr(value, 'value', value)!r} cannot be used: {instead}; leave it out")
+    if model.model_revision != "main":
+        raise ValueError(
+            f"model_revision: {model.model_revision!r} would not be what is measured; download that revision, and give "
+            "its folder as --model"
+        )
+
+
 def check(settings: Settings) -> None:
     """Refuse what cannot work together.
 
@@ -147,6 +183,7 @@ def check(settings: Settings) -> None:
         raise ValueError(f"seed: {trainer.seed}; give 0 to {SEEDS - 1}, or draws of the clinic's cases would overlap")
     if model.model_name_or_path:
         raise ValueError(f"model_name_or_path: {model.model_name_or_path!r}; the policy is named by --model")
+    _refuse_unused(trainer, model)
     recipe.check_with(trainer, model)
 
 

@@ -11,9 +11,10 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
-from rl.models import folder_of
+from rl import models
+from rl.models import adapters, folder_of
 
 PUBLISHED: dict[str, dict[str, int]] = {
     "Qwen/Qwen2.5-VL-3B-Instruct": {
@@ -78,15 +79,26 @@ def meta_policy(name: str, how: ModelConfig, freeze_vision: bool = False) -> Any
     dtype = torch.bfloat16 if how.dtype == "auto" else getattr(torch, how.dtype or "float32")
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(policy_config(name), dtype=dtype)
-        model.model.visual.requires_grad_(not freeze_vision)
+        if freeze_vision:
+            models.freeze_vision(model)
         if not how.use_peft:
             return model
         try:
-            return get_peft_model(model, get_peft_config(how))
+            return get_peft_model(model, adapters(how, freeze_vision))
         except ValueError as error:
             raise ValueError(
                 f"lora_target_modules: {how.lora_target_modules!r} does not fit {name}: {error}"
             ) from error
+
+
+def refuse_adapted_head(model: Any, how: ModelConfig) -> None:
+    """Refuse adapters on the head, which GRPO's trainer does not train.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if any("lora_" in part for part, _ in model.get_output_embeddings().named_modules()):
+        raise ValueError(f"lora_target_modules: {how.lora_target_modules!r} takes in lm_head, which TRL cannot train")
 
 
 def image_patches(name: str, width: int, height: int) -> int:

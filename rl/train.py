@@ -59,12 +59,11 @@ class Training(Experiment):
     def label(self, traces: list[Trace], rollout: Rollout) -> None:
         """Set the tiers by disagreement, if that is asked for."""
         if self.recipe.tiers == "disagreement":
-            stratify(traces, load_policy(self.policies.get("attending", self.recipe.model)), rollout, self.room)
+            stratify(traces, load_policy(self.policies["attending"]), rollout, self.room)
 
     def _train(self, place: int, stage: Stage, out: Path, settings: GRPOConfig) -> None:
         prompts = self.plan(place, stage)
-        outcome = {"attending": self.doctor("attending")} if self.recipe.outcome_weight else {}
-        rollout = self.rollout(**outcome)
+        rollout = self._beside(stage)
         forget_policies()  # what has rolled the upstream makes room for what is trained
         with self.run.phase(stage.name):
             environment = Environment(
@@ -78,6 +77,13 @@ class Training(Experiment):
                 round(prompts_a_step(self.trainer)),
             )
             train_stage(environment, self.start(next(iter(stage.nodes))), out, settings)
+
+    def _beside(self, stage: Stage) -> Rollout:
+        """The consultations of a stage, with the frozen doctors that are asked while it trains, and no others."""
+        if self.recipe.outcome_weight and "triage" in stage.nodes:
+            return self.rollout(attending=self.asked("attending"))
+        refers = len(stage.nodes) > 1 and self.recipe.reroll_steps  # its own triage's patients hear specialists
+        return self.rollout() if refers else Rollout(images=self.images)
 
     def findings(self, stages: list[str]) -> dict[str, Any]:
         """The tiers of the training cases, and the tokens that were generated: those trained on, and upstream's."""

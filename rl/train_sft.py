@@ -112,7 +112,7 @@ class Imitating(Experiment):
         """The different right answers of the policy to each prompt."""
         policy = load_policy(self.recipe.model)
         sampler = policy.model_copy(update={"temperature": 1.0, "max_tokens": self.room})
-        rollout = self.rollout()
+        rollout = Rollout(images=self.images)
         each = max(1, sampler.max_batch // self.recipe.samples)
         found: list[Trace] = []
         for start in tqdm(range(0, len(upstream), each), "samples", unit="batch"):
@@ -152,7 +152,7 @@ class Imitating(Experiment):
 
     def dataset(self, examples: Sequence[Trace]) -> Dataset:
         """The rows that SFT trains on: the node's prompt, its images, and what to say."""
-        rollout = self.rollout()
+        rollout = Rollout(images=self.images)
         rows = {
             "prompt": [text_turns(rollout.prompt(trace)) for trace in examples],
             "completion": [[{"role": "assistant", "content": trace.text}] for trace in examples],

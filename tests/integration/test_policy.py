@@ -1,14 +1,18 @@
 """The policy as a chat model: batching, token ids, and its place in the graph."""
 
 import asyncio
+import gc
+import shutil
 import subprocess
 import sys
+import weakref
 
 import pytest
 from langchain_core.messages import HumanMessage
 
 from mmedagent_graph import build_graph
-from rl.policy import PolicyChatModel, load_policy
+from rl.models import BASE
+from rl.policy import PolicyChatModel, forget_policies, load_policy
 
 
 @pytest.fixture
@@ -55,6 +59,18 @@ async def test_a_copy_that_samples_shares_the_queue_but_not_the_temperature(poli
     mixed = [message.text for message in await asyncio.gather(*calls)]
     assert mixed[0::2] == cold
     assert mixed[1::2] != cold
+
+
+async def test_a_forgotten_policy_is_gone(prompts, tmp_path):
+    """Or on a GPU it would take the room of what is trained."""
+    shutil.copytree(BASE, tmp_path / "model")
+    policy = load_policy(str(tmp_path / "model"))
+    await policy.ainvoke(prompts[0])
+    model = weakref.ref(policy.model)
+    del policy
+    forget_policies()
+    gc.collect()
+    assert model() is None
 
 
 def test_text_without_an_image_works(policy):

@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 
+import rl.policy
 from rl import train_triage
 from rl.evaluate import main as evaluate_main
+from rl.policy import PolicyChatModel, forget_policies
 from rl.store import load_frame, read_traces
 from rl.train_attending import main
+from tests.integration.grpo import Killed
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SMALL = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--logging_steps", "1", "--save_steps", "2"]
@@ -248,6 +252,64 @@ def test_cases_of_ones_own(tmp_path: Path, own_cases: Path, capsys: pytest.Captu
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (report["cases"], report["skipped"]) == (4, 2)
     assert 0 <= report["unparsed"] <= 1
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> list[weakref.ref]:
+    """The models that are loaded to be asked, from here on."""
+    forget_policies()
+    models: list[weakref.ref] = []
+    plain = rl.policy.load_model
+
+    def noting(*arguments):
+        model = plain(*arguments)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("rl.policy.load_model", noting)
+    return models
+
+
+def test_whoever_was_asked_is_gone_before_anything_is_trained(tmp_path, own_cases, loaded, monkeypatch):
+    """Triage, attending and the three samples that stand in for specialists are the policy itself."""
+
+    def train_stage(*_):
+        assert loaded
+        assert [model() for model in loaded] == [None] * len(loaded)
+        raise Killed
+
+    monkeypatch.setattr("rl.train.train_stage", train_stage)
+    flags = ["--cases", str(own_cases), "--split", "train", "--max_steps", "2", *SMALL]
+    with pytest.raises(Killed):
+        main(["--runs", str(tmp_path / "runs"), *flags])
+
+
+def test_who_learns_is_measured_with_as_much_room_as_in_training(tmp_path: Path, monkeypatch):
+    """Triage as well as the attending; who is frozen has its own."""
+    rooms: dict[str, set] = {"triage": set(), "attending": set()}
+    plain = PolicyChatModel.answer
+
+    def noting(self, prompts):
+        for prompt in prompts:
+            rooms["triage" if "Opinions:" not in str(prompt[-1].content) else "attending"].add(self.max_tokens)
+        return plain(self, prompts)
+
+    monkeypatch.setattr(PolicyChatModel, "answer", noting)
+    monkeypatch.setattr("rl.train.train_stage", _killed)
+    for name, flags, wanted in (
+        ("both", ["--nodes", "triage", "attending"], {"triage": {15}, "attending": {15}}),
+        ("one", [], {"triage": {None}, "attending": {15}}),
+    ):
+        few = ["--train_size", "8", "--eval_size", "4", "--max_completion_length", "15", "--stages", "mixed"]
+        few += ["--stage_steps", "2", "--betas", "0", "--rehearsal", "0"]
+        with pytest.raises(Killed):
+            main(["--runs", str(tmp_path / name), *few, *flags, *SMALL])
+        assert rooms == wanted
+        rooms = {"triage": set(), "attending": set()}
+
+
+def _killed(*_):
+    raise Killed
 
 
 def test_rows_without_options_can_be_graded_as_they_are(tmp_path: Path, own_cases: Path):

@@ -123,7 +123,7 @@ def trainer(upstream, arrivals, images, tmp_path, request):
     settings = read_settings(COMMAND, [*flags, "--output_dir", str(tmp_path)]).trainer
     examples = [*gold(arrivals[:4]), *gold(upstream[:4])]
     imitating = object.__new__(Imitating)
-    imitating.images, imitating.specialists, imitating.answers = images, [lambda state: {}], None
+    imitating.images = images
     assert isinstance(settings, SFTConfig)
     processor = load_processor("clinic:base")
     dataset = Imitating.dataset(imitating, examples)

@@ -124,3 +124,20 @@ def test_cases_without_a_label_are_refused_where_the_label_is_the_reward(tmp_pat
     rollouts = list(read_traces(tmp_path / "runs" / "latest" / "stages"))
     assert {frozenset(rollout.rewards) for rollout in rollouts} == {frozenset({"format", "outcome"})}
     assert None not in {rollout.reward for rollout in rollouts}
+
+
+def test_cases_without_an_answer_key_will_do_where_the_label_is_the_reward(tmp_path: Path):
+    from PIL import Image
+
+    rows = []
+    for i in range(8):
+        Image.new("RGB", (80, 60), (10 * i, 90, 120)).save(tmp_path / f"{i}.jpg")
+        row = {"question": f"Which, {i}?", "options": ["yes", "no"], "answer": None, "image": f"{i}.jpg"}
+        rows.append(row | {"specialty": "Radiologist"})
+    path = tmp_path / "cases.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = main(["--runs", str(tmp_path / "runs"), "--cases", str(path), "--max_steps", "2", *SMALL])
+    assert summary["after"]["triage"]["n"] == 1
+    assert summary["after"]["overall"] == {"accuracy": None, "low": None, "high": None, "n": 0}
+    rollouts = list(read_traces(tmp_path / "runs" / "latest" / "stages"))
+    assert None not in {rollout.reward for rollout in rollouts}

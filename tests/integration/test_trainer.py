@@ -642,6 +642,28 @@ def test_an_adapter_merged_answers_as_the_adapter(adapters, rollout, upstream, t
     torch.testing.assert_close(opened, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_an_adapter_is_added_in_32_bits_and_asked_beside_its_base(adapters, upstream, rollout, tmp_path):
+    """What it adds to weights of 16 bits would be lost in part, and another policy measured than was trained."""
+    from rl.models import load_model, merge
+    from rl.policy import load_policy
+
+    adapter = str(adapters[1])
+    for dtype in ("float32", "bfloat16"):
+        merge(adapter, tmp_path / dtype, dtype)
+    exact, rounded = (weights_of(tmp_path / dtype) for dtype in ("float32", "bfloat16"))
+    assert {weights.dtype for weights in rounded.values()} == {torch.bfloat16}
+    assert all(torch.equal(exact[name].bfloat16(), rounded[name]) for name in exact)
+    opened = load_model(adapter, torch.bfloat16)
+    learned = {name for name, weights in opened.named_parameters() if weights.dtype == torch.float32}
+    assert learned
+    assert learned == {name for name, _ in opened.named_parameters() if "lora_" in name}
+    prompts = [rollout.prompt(trace) for trace in upstream[:8]]
+    said = [
+        [message.text for message in load_policy(of).answer(prompts)] for of in (adapter, str(tmp_path / "float32"))
+    ]
+    assert said[0] == said[1]
+
+
 def test_an_adapter_is_trained_on_as_an_adapter_only(run, adapters, tmp_path):
     with pytest.raises(ValueError, match=r"model: '.*' is an adapter; train it on with --use_peft"):
         run(tmp_path, stage(), model=str(adapters[0]))

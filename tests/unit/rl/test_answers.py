@@ -9,7 +9,7 @@ import pytest
 from langchain_core.messages import AIMessage
 
 import rl.answers
-from rl.answers import shared_answers
+from rl.answers import answers_file, shared_answers
 
 MAKE = """
 import sys, time
@@ -47,6 +47,19 @@ def test_two_processes_may_make_the_file_at_once(tmp_path):
         keys = [(("test",), me) for me in ("a", "b")]
         found = shared_answers(tmp_path / str(i) / "answers.db").get(keys)
         assert {key[1]: message.text for key, message in found.items()} == {"a": "a", "b": "b"}
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "here", "name"),
+    [(None, None, "answers.db"), ("8", "8", "answers.db"), ("16", "8", "answers-ward-2.db")],
+)
+def test_machines_have_a_file_each(tmp_path, monkeypatch, everywhere, here, name):
+    for variable, value in (("WORLD_SIZE", everywhere), ("LOCAL_WORLD_SIZE", here)):
+        monkeypatch.delenv(variable, raising=False)
+        if value:
+            monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("socket.gethostname", lambda: "ward-2")
+    assert answers_file(tmp_path) == tmp_path / name
 
 
 def test_an_answer_outlives_its_cache(tmp_path):

@@ -1,5 +1,6 @@
 """Cases of one's own: what the JSONL may say, errors that name the place, and a split that shares no image."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ import rl
 from rl.cohort import cohorts, hold_out, own_cohort, shared_images
 from rl.datasets import LabeledCase, read_cases
 from rl.recipe import Recipe
+from rl.train_sft import Imitation
 
 VQA_RAD = Path(rl.__file__).parents[1].parent / "shared" / "data" / "vqa_rad" / "cases.jsonl"
 ROW = {"question": "Is it?", "answer": "yes", "options": ["yes", "no"]}
@@ -164,9 +166,54 @@ def test_a_case_without_a_key_says_so(jsonl):
     """And is taken only where tiers need no key; a missing `answer` is a mistake all the same."""
     path = jsonl(ROW, {**ROW, "answer": None}, {"question": "Where?", "answer": None})
     assert [case.answer for case in read_cases(path)] == ["yes", None, None]
-    assert [case.answer for case in own_cohort(path, None, "skip", keyless=True).cases] == ["yes", None]
-    with pytest.raises(ValueError, match=r"cases: 2 rows have no answer key \('own-2' first\).*--tiers disagreement"):
+    assert [case.answer for case in own_cohort(path, None, "skip", None).cases] == ["yes", None]
+    with pytest.raises(ValueError, match=r"cases: 2 rows have no answer key \('own-2' first\); leave them out$"):
         own_cohort(path, None, "skip")
+
+
+TRIAGE = {"nodes": ["triage"], "stages": ["mixed"], "stage_steps": [1], "betas": [0.0]}
+WELCOME = {
+    "tiers by disagreement": Recipe(tiers="disagreement", graders=["format"]),
+    "triage, by its labels": Recipe(**TRIAGE),
+    "triage, imitating its labels": Imitation(nodes=["triage"]),
+}
+
+
+@pytest.mark.parametrize("recipe", WELCOME.values(), ids=WELCOME.keys())
+def test_cases_without_a_key_are_taken_where_nothing_needs_one(jsonl, tmp_path, images, recipe):
+    learn, held, _ = cohorts(dataclasses.replace(recipe, cases=str(without_keys(jsonl, tmp_path, 6))), 0, images)
+    assert [case.answer for case in [*learn, *held]] == [None] * 6
+
+
+NEED_KEYS = {
+    "tiers by the key": (Recipe(), "or give --tiers disagreement"),
+    "triage, paid for the outcome": (Recipe(**TRIAGE, outcome_weight=0.5), "leave them out$"),
+    "imitation": (Imitation(), "leave them out$"),
+}
+
+
+@pytest.mark.parametrize(("recipe", "remedy"), NEED_KEYS.values(), ids=NEED_KEYS.keys())
+def test_elsewhere_they_are_refused_with_what_helps(jsonl, tmp_path, images, recipe, remedy):
+    path = without_keys(jsonl, tmp_path, 2, ROW)
+    with pytest.raises(ValueError, match=f"cases: 2 rows have no answer key.*{remedy}"):
+        cohorts(dataclasses.replace(recipe, cases=str(path)), 0, images)
+
+
+def test_where_no_case_can_be_graded_nobody_is_asked(jsonl, tmp_path, images):
+    """Every reward would be None; one case with a key, or a grader that needs none, is something to learn from."""
+    recipe = Recipe(tiers="disagreement", cases=str(without_keys(jsonl, tmp_path, 6)), graders=["format", "accuracy"])
+    with pytest.raises(ValueError, match=r"cases: no row of '.*' has an answer key, without which accuracy cannot"):
+        cohorts(recipe, 0, images)
+    cohorts(dataclasses.replace(recipe, graders=["format", "accuracy=0"]), 0, images)
+    cohorts(dataclasses.replace(recipe, cases=str(without_keys(jsonl, tmp_path, 6, ROW, ROW))), 0, images)
+
+
+def without_keys(jsonl, folder, count, *others):
+    """Rows without an answer key, each with a picture and a label of its own; and others."""
+    for i in range(count):
+        (folder / f"{i}.png").write_bytes(b"picture %d" % i)
+    rows = [{**ROW, "answer": None, "image": f"{i}.png", "specialty": "Radiologist"} for i in range(count)]
+    return jsonl(*rows, *others)
 
 
 def case(number, images):

@@ -61,6 +61,16 @@ def test_adapters_are_counted_as_peft_counts_them():
     assert not any("visual" in name for name, weight in ours.named_parameters() if weight.requires_grad)
 
 
+def test_adapters_leave_a_frozen_vision_tower_alone():
+    how = ModelConfig(use_peft=True, lora_r=4, lora_target_modules="all-linear")
+    named = {
+        frozen: {name for name, _ in meta_policy("clinic:base", how, frozen).named_parameters() if "lora_" in name}
+        for frozen in (False, True)
+    }
+    assert named[True] == {name for name in named[False] if "visual" not in name.split(".")}
+    assert named[True] != named[False]
+
+
 def test_a_frozen_vision_tower_is_not_counted_as_trained():
     model = meta_policy("clinic:base", ModelConfig(), freeze_vision=True)
     assert not any(weight.requires_grad for weight in model.model.visual.parameters())
@@ -245,10 +255,16 @@ def test_every_recipe_for_gpus_fits_its_gpu_and_keeps_the_papers_numbers(checked
         assert settings.learning_rate == (1e-5 if one.how.use_peft else 1e-6)
 
 
+def test_no_recipe_rounds_away_what_an_adapter_has_learned(checked):
+    for one in checked.values():
+        assert not one.how.use_peft or one.how.dtype == "float32" or one.recipe.output == "adapter"
+
+
 def test_a_recipe_says_how_it_is_launched(checked):
     for name, one in checked.items():
         comment = (CONFIGS / f"{name}.yaml").read_text()
         assert f"--config rl/configs/{name}.yaml" in comment
+        assert ("pip install -e '.[rl,vllm]'" in comment) == one.settings.use_vllm
         assert (f"--config_file rl/configs/{one.recipe.accelerate}" in comment) == (one.launch.processes > 1)
 
 

@@ -108,11 +108,9 @@ class Fake(PolicyChatModel):
     """A policy that answers by the question, and counts its batches."""
 
     batches: list = []  # noqa: RUF012 (a pydantic field)
-    rooms: list = []  # noqa: RUF012
 
     def answer(self, prompts):
         self.batches.append(len(prompts))
-        self.rooms.append(self.max_tokens)
         told = {"prompt_token_ids": [1, 2], "token_ids": [3], "finish_reason": "stop"}
         return [
             AIMessage(f"<answer>{'cyst' if 'no. 1' in prompt[1].text else 'scar'}</answer>", response_metadata=told)
@@ -121,7 +119,7 @@ class Fake(PolicyChatModel):
 
 
 def fake():
-    return Fake(model_name="fake", model=None, processor=None, batches=[], rooms=[])
+    return Fake(model_name="fake", model=None, processor=None, batches=[])
 
 
 def specialist(state):
@@ -142,9 +140,8 @@ async def test_the_policy_decides_in_batches_and_in_order(rollout, trace):
     n = BATCH + 5
     upstream = [trace(case=str(i), question=f"no. {i}") for i in range(n)]
     policy = fake()
-    finished = await decide(rollout, upstream, policy, "test", max_tokens=7)
+    finished = await decide(rollout, upstream, policy, "test")
     assert policy.batches == [BATCH, 5]
-    assert policy.rooms == [7, 7]
     assert [done.case for done in finished] == [str(i) for i in range(n)]
     assert decided(finished)[:5] == ["scar", "cyst", "scar", "scar", "scar"]
     assert [done.rewards["accuracy"] for done in finished[:5]] == [0, 1, 0, 0, 0]

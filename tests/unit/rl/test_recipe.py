@@ -290,6 +290,10 @@ REFUSED = {
     "unknown gamma_by": ("--gamma_by case", ["gamma_by", "'case'", "tier or stage"]),
     "unknown schedule": ("--gamma_schedule cosine", ["gamma_schedule", "'cosine'", "constant or rise or fall"]),
     "unknown tiers": ("--tiers votes", ["tiers", "'votes'", "labels or disagreement"]),
+    "tiers that nobody has": (
+        "--nodes triage --stages mixed --stage_steps 1 --betas 0 --tiers disagreement",
+        ["tiers: disagreement", "only triage learns"],
+    ),
     "negative share": ("--rehearsal 1 0 0 0 1 0 1 -1 1", ["rehearsal", "-1", "0 or more"]),
     "a stage without cases": ("--rehearsal 1 0 0 0 0 0 0 0 1", ["rehearsal", "0.0, 0.0, 0.0", "positive sum"]),
     "a share for nobody": ("--node_shares 1 2", ["node_shares", "[1.0, 2.0]", "['attending']"]),
@@ -308,6 +312,13 @@ REFUSED = {
         ["graders", "'speciality=1'", "specialty"],
     ),
     "a judge's verdict without a judge": ("--graders judge=1", ["graders", "'judge=1'", "a model that judges"]),
+    "a judge whom nobody asks": ("--judge clinic:doctor-1", ["judge: 'clinic:doctor-1'", "judge=1", "--graders"]),
+    "weights beside the graders'": ("--reward_weights 1 2", ["reward_weights: [1.0, 2.0]", "--graders name=weight"]),
+    "an aggregation": (
+        "--multi_objective_aggregation foo",
+        ["multi_objective_aggregation: 'foo'", "sum_then_normalize, normalize_then_sum"],
+    ),
+    "epochs": ("--num_train_epochs 2", ["num_train_epochs: 2.0", "--stage_steps"]),
     "outcome twice": (
         "--nodes triage attending --triage_graders outcome=1 --outcome_weight 0.5",
         ["graders", "'outcome'", "twice"],
