@@ -164,6 +164,7 @@ def test_what_latest_stood_for_is_what_a_run_is_given(open_run, tmp_path, monkey
         (tmp_path / "runs" / "a" / "model").mkdir()
     latest = "runs/latest/model"
     others = ["--specialists", "vllm:x", f"transformers:{latest}", "--judge", f"transformers:{latest}"]
+    others += ["--graders", "judge"]
     given = open_run("--name", "b", "--triage", f"clinic:{latest}", "--model", latest, *others)
     with given.acceptance():
         pass
