@@ -19,7 +19,7 @@ CASE = {"question": "Is the heart enlarged?", "options": ["yes", "no"]}
 SAID = {"triage": "Radiologist", "attending": "yes", **dict.fromkeys(["doctor-1", "doctor-2", "doctor-3"], "yes")}
 DOCTORS = ["doctor-1", "doctor-2", "doctor-3"]
 THREAD: Any = {"configurable": {"thread_id": "1"}}
-PATIENCE = 0.7
+PATIENCE = 2.0
 """Seconds that a node may take: long beside a stub's answer, short beside a test."""
 RETRY = RetryPolicy(initial_interval=0.01, max_attempts=2, retry_on=Exception)
 ASYNC, SYNC = "ainvoke", "invoke"

@@ -138,10 +138,17 @@ def logprobs_of(trainer, prompt, completion, fields):
 
 def test_another_image_is_another_answer(hospital, cases):
     """Everything else is the same, and no doctor has an opinion: what it answers, it has seen."""
-    plain = {case.key.finding: case.images for case in reversed(cases) if case.key.clear}  # the first of each finding
-    graph = hospital("vllm:clinic", specialists=lambda case: {"answer": None})
-    shown = [{"question": QUESTION, "options": FINDINGS, "images": plain[finding]} for finding in FINDINGS]
-    assert [graph.invoke(case)["decision"]["answer"] for case in shown] == list(FINDINGS)
+    clear = [case for case in cases if case.key.clear][:12]
+    shown = [{"question": QUESTION, "options": FINDINGS, "images": case.images} for case in clear]
+    served, here = (
+        [
+            result["decision"]["answer"]
+            for result in hospital(model, specialists=lambda case: {"answer": None}).batch(shown)
+        ]
+        for model in ("vllm:clinic", "clinic:base")
+    )
+    assert served == here
+    assert len(set(served)) > 1
 
 
 async def test_tokens_are_streamed_with_the_name_of_their_node(hospital, patients):

@@ -564,15 +564,13 @@ def every_reader(text: str) -> None:
 def test_work_grows_linearly(unit: str) -> None:
     def seconds(size: int) -> float:
         text = "<" + unit * (size // len(unit))
-        times = []
-        for _ in range(3):  # the process's own time, at its best: other processes do not count
-            start = time.process_time()
-            every_reader(text)
-            times.append(time.process_time() - start)
-        return min(times)
+        start = time.process_time()
+        every_reader(text)
+        return time.process_time() - start
 
-    # Eight times the text: about 8 if linear, 64 if quadratic. The floor keeps the clock's noise out.
-    assert seconds(400_000) < 28 * max(seconds(50_000), 0.01)
+    # Eight times the text: about 8 if linear, 64 if quadratic. The floor keeps the clock's noise out, and the number of
+    # tries what other processes do to this one.
+    assert any(seconds(400_000) < 28 * max(seconds(50_000), 0.01) for _ in range(5))
 
 
 @pytest.mark.parametrize(

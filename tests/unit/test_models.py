@@ -18,12 +18,10 @@ from langchain_openai import ChatOpenAI
 from mmedagent_graph import models
 from mmedagent_graph.models import GROUP, load_model, sampled
 
-IMPORT_SECONDS = 1.5
 IMPORT = """
-import json, sys, time
-start = time.process_time()  # work, not waiting for a busy machine
+import json, sys
 import mmedagent_graph
-print(json.dumps([time.process_time() - start, sorted({name.partition(".")[0] for name in sys.modules})]))
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 
 
@@ -157,35 +155,14 @@ def test_a_model_without_a_temperature_is_taken_as_it_is() -> None:
     assert sampled(plain) is plain
 
 
-@pytest.fixture(scope="module")
-def fresh_imports(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, set[str]]:
-    """The best time of three imports, each in a fresh process (fewer, once one is fast enough), and the modules."""
-    times, loaded = [], set()
-    for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", IMPORT],
-            cwd=tmp_path_factory.mktemp("empty"),
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        seconds, names = json.loads(done.stdout)
-        times.append(seconds)
-        loaded |= set(names)
-        if seconds < IMPORT_SECONDS:
-            break
-    return min(times), loaded
-
-
-def test_the_import_is_light(fresh_imports: tuple[float, set[str]]) -> None:
-    loaded = fresh_imports[1]
+def test_the_import_is_light(tmp_path: Path) -> None:
+    """Of what is slow to import nothing comes along: by themselves these take seconds."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(json.loads(done.stdout))
     assert "mmedagent_graph" in loaded
     assert loaded & {"torch", "rl", "transformers", "trl", "peft", "datasets", "openai", "langchain_openai"} == set()
-
-
-def test_the_import_is_fast(fresh_imports: tuple[float, set[str]]) -> None:
-    assert fresh_imports[0] < IMPORT_SECONDS
 
 
 def test_no_module_of_the_package_names_torch_or_rl() -> None:
