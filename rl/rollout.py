@@ -146,10 +146,11 @@ class Rollout:
         """Go on as if a node had just written this into the state: what follows it, follows."""
         written = await self._graph.aupdate_state(config, update, as_node=node)
         paused = cast(RunnableConfig, {**config, **written})
-        follows = (await self._graph.aget_state(paused)).next
-        if not set(follows) & set(before):  # it would not pause where it already stands
+        state = await self._graph.aget_state(paused)
+        if set(state.next) - set(before):  # it would not pause where it already stands
             await self._graph.ainvoke(None, paused, interrupt_before=list(before))
-        values: dict[str, Any] = (await self._graph.aget_state(config)).values
+            state = await self._graph.aget_state(config)
+        values: dict[str, Any] = state.values
         return values
 
     def _heard(self, trace: Trace, calls: CallRecorder) -> Trace:

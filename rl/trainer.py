@@ -40,7 +40,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from rl import models
 from rl.environment import Environment
 
-SWAP_EVERY = 50
+SWAP_EVERY = 100
 """Optimizer steps between two looks at whether the images matter."""
 
 
