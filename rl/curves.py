@@ -38,7 +38,8 @@ def draw_curves(run: Path, stages: list[str], summary: dict[str, Any]) -> Path:
                 accuracy.plot(x, share, marker, color=COLORS[kind], markeredgecolor="black", clip_on=False, zorder=3)
     _name(accuracy, "Accuracy: sampled (lines), greedy on held-out cases (marks)")
     accuracy.set_ylim(0, 1)
-    accuracy.legend(loc="lower right", frameon=False)
+    if accuracy.get_legend_handles_labels()[1]:  # none where nobody knows what is right
+        accuracy.legend(loc="lower right", frameon=False)
     for axis in (reward, entropy, accuracy):
         axis.set_xlim(0, starts[-1])
         axis.spines[["top", "right"]].set_visible(False)
