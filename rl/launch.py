@@ -6,6 +6,7 @@ and its own FSDP plugin, which both work without a GPU. Keys that the launcher w
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from trl import GRPOConfig
 
+from mmedagent_graph.images import ImageStore
 from rl.models import is_adapter
 from rl.settings import Settings
-from rl.shapes import meta_policy, refuse_adapted_head
+from rl.shapes import image_patches, meta_policy, refuse_adapted_head
+from rl.traces import Trace
 
 ZERO = {0: (), 1: ("optimizer",), 2: ("optimizer", "gradients"), 3: ("optimizer", "gradients", "weights")}
 """What each stage of DeepSpeed's ZeRO splits over the processes; FSDP splits what stage 3 does."""
@@ -136,3 +139,23 @@ def refuse_here(settings: Settings) -> None:
         shape = meta_policy(recipe.model, model, recipe.freeze_vision)
         if isinstance(trainer, GRPOConfig):
             refuse_adapted_head(shape, model)
+
+
+def refuse_large_images(settings: Settings, traces: Iterable[Trace], images: ImageStore) -> None:
+    """Refuse images that leave no room for words in vLLM, which would end the run at the first of them.
+
+    Raises:
+        ValueError: naming the case, its tokens and the room there is.
+    """
+    recipe, trainer, _ = settings
+    longest = trainer.vllm_max_model_length
+    if not (trainer.use_vllm and longest):
+        return
+    room = longest - trainer.max_completion_length
+    for trace in traces:
+        tokens = sum(image_patches(recipe.model, *images.open(ref).size) // 4 for ref in trace.images)
+        if tokens >= room:
+            raise ValueError(
+                f"vllm_max_model_length: {longest}, of which a completion takes {trainer.max_completion_length}, and "
+                f"the images of case {trace.case!r} take {tokens}; give more, or smaller images"
+            )

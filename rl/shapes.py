@@ -4,6 +4,7 @@ Invariant: nothing is read but a configuration. A folder or the hub gives it; fo
 the published numbers stand here, so that a recipe can be checked offline. Their parameter counts prove them.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,14 @@ def refuse_adapted_head(model: Any, how: ModelConfig) -> None:
 
 def image_patches(name: str, width: int, height: int) -> int:
     """How many patches of the vision tower an image has; four of them are one token of the prompt."""
-    low, high = PIXELS
-    folder = folder_of(name)
-    if Path(folder).is_dir():
-        size = AutoImageProcessor.from_pretrained(folder).size
-        low, high = size["shortest_edge"], size["longest_edge"]
-    tall, wide = smart_resize(height, width, 28, low, high)
+    tall, wide = smart_resize(height, width, 28, *_pixels(folder_of(name)))
     return int(tall // 14 * (wide // 14))
+
+
+@functools.cache
+def _pixels(folder: str) -> tuple[int, int]:
+    """The least and the most pixels that a policy's processor leaves an image."""
+    if not Path(folder).is_dir():
+        return PIXELS
+    size = AutoImageProcessor.from_pretrained(folder).size
+    return size["shortest_edge"], size["longest_edge"]

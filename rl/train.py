@@ -11,6 +11,7 @@ from rl.curriculum import Stage, count_tiers, draw_prompts
 from rl.curves import draw_curves
 from rl.environment import Environment
 from rl.experiment import Experiment, drawn_often, main
+from rl.launch import refuse_large_images
 from rl.policy import forget_policies, load_policy
 from rl.recipe import prompts_a_step, prompts_of, stage_settings
 from rl.rollout import Rollout
@@ -29,6 +30,11 @@ class Training(Experiment):
 
     tiers: dict[str, int] | None = None
     """How many training cases of each tier there were at the start; None where only triage learns."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        if self.trainer.use_vllm:
+            refuse_large_images(self.settings, self._before_triage, self.images)
 
     def learn(self) -> list[str]:
         """Stage after stage; each starts from what the one before has made of its nodes' policy."""

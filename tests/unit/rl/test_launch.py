@@ -4,8 +4,9 @@ from importlib.util import find_spec
 
 import pytest
 from peft import LoraConfig
+from PIL import Image
 
-from rl.launch import launched, refuse_here
+from rl.launch import launched, refuse_here, refuse_large_images
 from rl.models import BASE
 from rl.settings import read_settings
 from rl.train_attending import COMMAND, main
@@ -66,3 +67,19 @@ def test_a_vllm_that_is_not_there_is_refused_and_leaves_no_run(tmp_path):
     with pytest.raises(ValueError, match=r"use_vllm: true.*\[rl,vllm\]"):
         main(["--runs", str(tmp_path), "--name", "one", "--use_vllm", "true"])
     assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize(
+    ("longest", "vllm", "refused"), [(19, "true", True), (21, "true", False), (19, "false", False)]
+)
+def test_images_that_leave_no_room_for_words_are_refused(trace, images, longest, vllm, refused):
+    """Two images of 56 x 56 pixels are four tokens each in the clinic's model."""
+    flags = ["--use_vllm", vllm, "--vllm_max_model_length", str(longest), "--max_completion_length", "12"]
+    settings = read_settings(COMMAND, flags)
+    refs = [images.put(Image.new("RGB", (56, 56), color)) for color in ("red", "blue")]
+    traces = [trace(case="small"), trace(case="large", images=refs)]
+    if refused:
+        with pytest.raises(ValueError, match=rf"vllm_max_model_length: {longest}.* 12.*'large' take 8"):
+            refuse_large_images(settings, traces, images)
+    else:
+        refuse_large_images(settings, traces, images)
