@@ -562,6 +562,19 @@ def test_a_killed_joint_stage_resumes_to_the_same_weights_and_records(run, whole
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
+@pytest.mark.parametrize("flag", ["--num_iterations=2", "--steps_per_generation=2"])
+def test_a_stage_resumes_where_a_generation_ends(run, tmp_path, flag):
+    """A checkpoint inside a generation is refused when the settings are read: TRL forgets what it was learning from."""
+    of, flags = stage(6, nodes=BOTH, gamma=0.1), [flag, "--learning_rate=0.01"]  # a checkpoint every two steps
+    run(tmp_path / "whole", of, flags)
+    with dying("training_step", lambda trainer: trainer.state.global_step == 3):
+        run(tmp_path / "killed", of, flags)
+    torch.manual_seed(99)
+    run(tmp_path / "killed", of, flags)
+    assert_same_weights(tmp_path / "whole" / "model", tmp_path / "killed" / "model")
+    assert records(tmp_path / "whole") == records(tmp_path / "killed")
+
+
 def test_a_stage_learns_at_all(whole):
     """Or the tests above would compare one untrained model with another."""
     base = weights_of(folder_of("clinic:base"))
