@@ -6,7 +6,7 @@
 Both train the clinic's base on the same prompts with the same seed and a learning rate of 0, so that both write the
 very same completions, which is checked. Plain TRL's reward is the shortest one: a regular expression and a comparison.
 Ours takes every completion through the graph, grades the trace, weighs the entropy and records the rollout with its
-log-probabilities; it logs, makes one file of the rollouts in the end, and looks every 50 steps whether the images
+log-probabilities; it logs, makes one file of the rollouts in the end, and looks now and then whether the images
 matter. All of that counts. The two take turns, a few steps each; what is compared is processor time a step, since the
 machine may have other work.
 """

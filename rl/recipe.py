@@ -83,6 +83,11 @@ class Recipe(Consultations):
         )
         if self.tiers == "disagreement" and "attending" not in self.nodes:
             raise ValueError("tiers: disagreement, but only triage learns, whose cases have no tiers; leave it out")
+        if self.tiers == "disagreement" and self.rerolls:
+            raise ValueError(
+                "tiers: disagreement; cases that the policy's own triage refers anew get their tier by the key. Give "
+                "--reroll_steps 0 or --alternate true"
+            )
         if self.node_shares and (len(self.node_shares) != len(self.nodes) or min(self.node_shares) <= 0):
             raise ValueError(f"node_shares: {self.node_shares}; give a share above 0 for each of {self.nodes}")
         if self.alternate and len(self.nodes) < 2:
@@ -124,16 +129,15 @@ class Recipe(Consultations):
             raise ValueError(f"use_adaptive_entropy: TRL's controller sets the weight itself; add --gammas {zeros}")
         self._check_generations(trainer)
 
+    @property
+    def rerolls(self) -> int:
+        """`reroll_steps` where one policy has both roles; 0: nothing is rolled anew inside a stage."""
+        return self.reroll_steps if len(self.nodes) > 1 and not self.alternate else 0
+
     def _check_generations(self, trainer: Any) -> None:
         """A generation may serve several optimizer steps, and between those nothing can be rolled anew or resumed."""
-        rerolls = len(self.nodes) > 1 and self.reroll_steps and not self.alternate
-        if rerolls and self.tiers == "disagreement":
-            raise ValueError(
-                "tiers: disagreement; cases that the policy's own triage refers anew get their tier by the key. Give "
-                "--reroll_steps 0 or --alternate true"
-            )
         uses, accumulated = trainer.steps_per_generation * trainer.num_iterations, trainer.gradient_accumulation_steps
-        if rerolls and accumulated % uses:
+        if self.rerolls and accumulated % uses:
             raise ValueError(
                 "reroll_steps: a generation serves several optimizer steps (steps_per_generation x num_iterations is "
                 "more than gradient_accumulation_steps); it cannot be rolled anew at a step. Give --reroll_steps 0"

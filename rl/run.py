@@ -76,7 +76,7 @@ class Run:
         told = _told(command, arguments, settings.recipe)
         made: list[Any] = [None]
         if PartialState().is_main_process:
-            made = [cls._new_folder(settings.recipe, settings.trainer.seed, told)]
+            made = [(*cls._new_folder(settings.recipe, settings.trainer.seed, told), told)]
         broadcast_object_list(made)
         folder, made_folder, told = made[0]
         run = cls(folder, command, told)
@@ -84,7 +84,7 @@ class Run:
         return run
 
     @staticmethod
-    def _new_folder(recipe: Consultations, seed: int, told: Told) -> tuple[Path, bool, Told]:
+    def _new_folder(recipe: Consultations, seed: int, told: Told) -> tuple[Path, bool]:
         """A new run's folder, and whether it was made."""
         runs = Path(recipe.runs)
         folder = runs / recipe.name if recipe.name else _unused(runs, f"{told.recipe}-seed{seed}")
@@ -96,7 +96,7 @@ class Run:
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "arguments.json").write_text(json.dumps(dataclasses.asdict(told)) + "\n")
-        return folder, made, told
+        return folder, made
 
     @classmethod
     def _resumed(cls, command: Command, asked: Namespace, others: Sequence[str]) -> "Run":

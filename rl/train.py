@@ -79,7 +79,7 @@ class Training(Experiment):
                 self.recipe.gradings(self.room, self.answers),
                 Rollouts(out / "rollouts", self.state.process_index),
                 out,
-                self.recipe.reroll_steps if len(stage.nodes) > 1 else 0,
+                self.recipe.rerolls,
                 round(prompts_a_step(self.trainer)),
             )
             train_stage(environment, self.start(next(iter(stage.nodes))), out, settings)
@@ -88,8 +88,9 @@ class Training(Experiment):
         """The consultations of a stage, with the frozen doctors that are asked while it trains, and no others."""
         if self.recipe.outcome_weight and "triage" in stage.nodes:
             return self.rollout(attending=self.asked("attending"))
-        refers = len(stage.nodes) > 1 and self.recipe.reroll_steps  # its own triage's patients hear specialists
-        return self.rollout() if refers else Rollout(images=self.images)
+        if self.recipe.rerolls:  # its own triage's patients hear specialists
+            return self.rollout()
+        return Rollout(images=self.images)
 
     def findings(self, stages: list[str]) -> dict[str, Any]:
         """The tiers of the training cases, and the tokens that were generated: those trained on, and upstream's."""

@@ -8,8 +8,8 @@
 `gold` writes the key into the format, with nothing thought; `own` samples the policy several times and keeps what is
 right and well-formed (rejection sampling, as in RFT, arXiv 2308.01825), so that it keeps its own reasoning. Either is
 read as every answer is, and what is not read as the key is left out. The upstream of an attending's prompt is rolled as
-for GRPO. Any field of `Imitation` and of TRL's `SFTConfig` and
-`ModelConfig` is a flag; what a run leaves behind is described in `rl/train_attending.py`.
+for GRPO. Any field of `Imitation` and of TRL's `SFTConfig` and `ModelConfig` is a flag; what a run leaves behind is
+described in `rl/train_attending.py`.
 """
 
 import asyncio
@@ -106,7 +106,7 @@ class Imitating(Experiment):
     def _gold(self, upstream: Sequence[Trace]) -> list[Trace]:
         """The prompts with their gold answers, those that are read as right."""
         golden = gold(upstream)
-        return asyncio.run(_right(self.rollout(), golden, [str(trace.text) for trace in golden]))
+        return asyncio.run(_right(Rollout(images=self.images), golden, [str(trace.text) for trace in golden]))
 
     def _own(self, upstream: Sequence[Trace]) -> list[Trace]:
         """The different right answers of the policy to each prompt."""

@@ -63,7 +63,6 @@ class StageProgress(TrainerCallback):  # type: ignore[misc]
     def __init__(self, path: Path, stage: str) -> None:
         self.path, self.stage = path, stage
         self.bar: tqdm[NoReturn] | None = None
-        self.warnings = Warnings(stage)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar, and know what was logged, where a resumed stage left off."""
