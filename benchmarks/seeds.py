@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ TIERS = ("easy", "medium", "hard")
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """The 97.5 % quantile of Student's t, by the number of seeds."""
 Summary = dict[str, Any]
+LOCKS: dict[str, threading.Lock] = {}
 
 
 def commit() -> str:
@@ -44,8 +46,14 @@ def runs() -> Path:
 
 
 def run(name: str, module: str, seed: int, flags: Sequence[str], threads: int | None) -> Summary:
-    """The summary of one run, which is trained if it is not there yet, or goes on if it was broken off."""
+    """The summary of one run, by whoever asks first: in turn, triage may be training already."""
     folder = runs() / f"{name}-seed{seed}"
+    with LOCKS.setdefault(folder.name, threading.Lock()):
+        return finished(folder, module, seed, flags, threads)
+
+
+def finished(folder: Path, module: str, seed: int, flags: Sequence[str], threads: int | None) -> Summary:
+    """The summary of one run, which is trained if it is not there yet, or goes on if it was broken off."""
     asked = ["--runs", str(runs()), "--name", folder.name, "--seed", str(seed), *flags]
     started = folder / "arguments.json"
     if started.exists() and json.loads(started.read_text())["arguments"] != asked:
@@ -150,12 +158,18 @@ def main() -> None:
     print(f"commit {runs().name}\n")
     summaries: dict[str, list[Summary]] = {}
     threads = 1 if arguments.jobs > 1 else None
-    for kind in arguments.kinds or KINDS:
-        train, columns = KINDS[kind]
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            found = pool.map(lambda seed, train=train: train(seed, flags, threads), arguments.seeds)
-            summaries[kind] = list(tqdm(found, kind, len(arguments.seeds), unit="run"))
-        print(f"{kind}\n\n{table(summaries[kind], columns)}\n")
+    kinds = arguments.kinds or list(KINDS)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        started = {
+            kind: [pool.submit(KINDS[kind][0], seed, flags, threads) for seed in arguments.seeds] for kind in kinds
+        }
+        try:
+            for kind in kinds:
+                summaries[kind] = [run.result() for run in tqdm(started[kind], kind, unit="run")]
+                print(f"{kind}\n\n{table(summaries[kind], KINDS[kind][1])}\n", flush=True)
+        except BaseException:  # the runs that have begun end or are stopped; no other begins
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     if {"in_turn", "together"} <= set(summaries):
         print(difference(summaries))
 

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -58,6 +60,38 @@ def test_a_finished_run_is_not_made_again_but_by_another_commit(at, trained, tmp
             assert seeds.run("triage", "rl.train_triage", 0, ["--max_steps", "2"], None) == {"n": len(trained)}
     assert len(trained) == 2
     assert sorted(path.parent.parent.name for path in tmp_path.glob("runs/seeds/*/*/summary.json")) == ["abc", "def"]
+
+
+def test_a_run_that_two_wait_for_is_made_once(at, trained):
+    at("abc")
+    seeds.runs().mkdir(parents=True)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: seeds.run("triage", "rl.train_triage", 0, [], None), range(4)))
+    assert found == [{"n": 1}] * 4
+    assert len(trained) == 1
+
+
+def test_where_a_run_fails_no_other_begins(at, monkeypatch):
+    at("abc")
+    begun, stopped = [], threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            stopped.set()
+            super().shutdown(wait=wait)
+
+    def fail(command, **_):
+        begun.append(command)
+        assert len(begun) == 1 or stopped.wait(60)
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(seeds, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(seeds.subprocess, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["seeds.py"])
+    with pytest.raises(subprocess.CalledProcessError):
+        seeds.main()
+    assert len(begun) <= 2  # the one that failed, and the one that had begun when that was seen
 
 
 def test_a_table_is_not_gone_on_with_where_the_code_has_changed(at, trained, monkeypatch):
