@@ -59,7 +59,9 @@ class Recipe(Consultations):
     )
     gamma_by: str = setting("tier", "Whether an entropy weight belongs to a case's `tier` or to the `stage`.")
     gamma_schedule: str = setting("constant", "Within a stage the entropy weights are `constant`, `rise` or `fall`.")
-    triage_gamma: float = setting(0.0, "Entropy weight of triage's completions, where it goes by tier.")
+    triage_gammas: list[float] = setting(
+        [0.0], "Entropy weight of triage's completions, where weights go by tier: one for all stages, or one for each."
+    )
     betas: list[float] = setting([1e-3, 4e-3, 1e-2], "KL weight of each stage (paper: 1e-3, 4e-3, 1e-2).")
     graders: list[str] = setting(
         list(PAPER["attending"]), "What the attending is paid for: `name=weight`, or `module:function=weight`."
@@ -124,7 +126,7 @@ class Recipe(Consultations):
         for field, ours in (("beta", "betas"), *([] if adaptive else [("entropy_coef", "gammas")])):
             if value := getattr(trainer, field, 0):
                 raise ValueError(f"{field}: {value} would be overridden in every stage; set {ours} instead")
-        if adaptive and any((*self.gammas, self.triage_gamma)):
+        if adaptive and any((*self.gammas, *self.triage_gammas)):
             zeros = " ".join(["0"] * len(self.gammas))
             raise ValueError(f"use_adaptive_entropy: TRL's controller sets the weight itself; add --gammas {zeros}")
         self._check_generations(trainer)
@@ -169,8 +171,14 @@ class Recipe(Consultations):
         weights, each = (len(TIERS), ", ".join(TIERS)) if self.gamma_by == "tier" else (len(self.stages), "the stages")
         if len(self.gammas) != weights or not all(gamma >= 0 for gamma in self.gammas):
             raise ValueError(f"gammas: {self.gammas}; give one weight, 0 or more, for each of {each}")
-        if not self.triage_gamma >= 0:
-            raise ValueError(f"triage_gamma: {self.triage_gamma}; an entropy weight is 0 or more")
+        if len(self.triage_gammas) not in (1, len(self.stages)) or not all(gamma >= 0 for gamma in self.triage_gammas):
+            raise ValueError(
+                f"triage_gammas: {self.triage_gammas}; give one weight, 0 or more, for all stages or for each of them"
+            )
+        if any(self.triage_gammas) and (self.gamma_by == "stage" or "triage" not in self.nodes):
+            raise ValueError(
+                f"triage_gammas: {self.triage_gammas} would go unused; they need --nodes triage and --gamma_by tier"
+            )
         for shares in self._tier_shares():
             if shares and (min(shares.values()) < 0 or sum(shares.values()) <= 0):
                 raise ValueError(
@@ -244,7 +252,8 @@ class Recipe(Consultations):
         return _capped(whole, max_steps)
 
     def _stage(self, place: int) -> Stage:
-        by_tier = dict(zip(TIERS, self.gammas, strict=False)) | {"triage": self.triage_gamma}
+        triage = self.triage_gammas[place if len(self.triage_gammas) > 1 else 0]
+        by_tier = dict(zip(TIERS, self.gammas, strict=False)) | {"triage": triage}
         same = dict.fromkeys((*TIERS, "triage"), self.gammas[place] if self.gamma_by == "stage" else 0.0)
         return Stage(
             name=f"{place + 1}-{self.stages[place]}",

@@ -31,7 +31,7 @@ def tiers(*shares):
 def test_the_default_recipe_is_the_clinics():
     recipe, trainer, _ = read()
     assert (recipe.stages, recipe.nodes) == (list(TIERS), ["attending"])
-    assert (trainer.num_generations, trainer.learning_rate) == (8, 1.5e-4)
+    assert (trainer.num_generations, trainer.learning_rate) == (8, 3e-4)
     assert trainer.beta == trainer.entropy_coef == 0
     stages = recipe.curriculum(int(trainer.max_steps))
     assert [stage.name for stage in stages] == ["1-easy", "2-medium", "3-hard"]
@@ -169,8 +169,13 @@ def test_two_stages_of_one_tier_have_names_of_their_own():
 
 
 def test_weights_go_by_tier_wherever_the_case_turns_up():
-    for stage in Recipe(gammas=[0.1, 0.2, 0.3], triage_gamma=0.4).curriculum(-1):
+    for stage in Recipe(gammas=[0.1, 0.2, 0.3], nodes=BOTH, triage_gammas=[0.4]).curriculum(-1):
         assert stage.gammas == {**tiers(0.1, 0.2, 0.3), "triage": 0.4}
+
+
+def test_triages_weight_may_change_from_stage_to_stage():
+    stages = Recipe(nodes=BOTH, triage_gammas=[0.4, 0.2, 0]).curriculum(-1)
+    assert [stage.gammas["triage"] for stage in stages] == [0.4, 0.2, 0]
 
 
 def test_or_by_stage_whatever_the_case():
@@ -282,7 +287,13 @@ REFUSED = {
     "negative rehearsal": ("--rehearsal=-0.1", ["rehearsal", "-0.1", "from 0"]),
     "gammas missing": ("--gammas 0.1 0.2", ["gammas", "[0.1, 0.2]", "easy, medium, hard"]),
     "negative gamma": ("--gammas 0.1 -0.2 0", ["gammas", "-0.2", "easy, medium, hard"]),
-    "negative triage_gamma": ("--triage_gamma -0.2", ["triage_gamma: -0.2", "0 or more"]),
+    "negative triage_gamma": ("--nodes triage attending --triage_gammas -0.2", ["triage_gammas: [-0.2]", "0 or more"]),
+    "triage_gammas missing": ("--nodes triage attending --triage_gammas 1 2", ["triage_gammas: [1.0, 2.0]", "each"]),
+    "triage_gammas for nobody": ("--triage_gammas 0.1", ["triage_gammas: [0.1]", "--nodes triage"]),
+    "triage_gammas beside stages'": (
+        "--nodes triage attending --triage_gammas 0.1 --gamma_by stage",
+        ["triage_gammas: [0.1]", "--gamma_by tier"],
+    ),
     "gammas of stages missing": (
         "--gamma_by stage --stages mixed --stage_steps 1 --betas 0 --rehearsal 0",
         ["gammas", "each of the stages"],
@@ -327,7 +338,7 @@ REFUSED = {
     "entropy_coef": ("--entropy_coef 0.25", ["entropy_coef", "0.25", "gammas"]),
     "two controllers of entropy": ("--use_adaptive_entropy true", ["use_adaptive_entropy", "--gammas 0 0 0"]),
     "two controllers of triage's": (
-        "--use_adaptive_entropy true --gammas 0 0 0 --triage_gamma 0.1",
+        "--nodes triage attending --use_adaptive_entropy true --gammas 0 0 0 --triage_gammas 0.1",
         ["use_adaptive_entropy", "controller"],
     ),
 }
