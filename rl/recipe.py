@@ -128,7 +128,9 @@ class Recipe(Consultations):
                 raise ValueError(f"{field}: {value} would be overridden in every stage; set {ours} instead")
         if adaptive and any((*self.gammas, *self.triage_gammas)):
             zeros = " ".join(["0"] * len(self.gammas))
-            raise ValueError(f"use_adaptive_entropy: TRL's controller sets the weight itself; add --gammas {zeros}")
+            raise ValueError(
+                f"use_adaptive_entropy: TRL's controller sets the weight itself; add --gammas {zeros} --triage_gammas 0"
+            )
         self._check_generations(trainer)
 
     @property

@@ -339,7 +339,7 @@ REFUSED = {
     "two controllers of entropy": ("--use_adaptive_entropy true", ["use_adaptive_entropy", "--gammas 0 0 0"]),
     "two controllers of triage's": (
         "--nodes triage attending --use_adaptive_entropy true --gammas 0 0 0 --triage_gammas 0.1",
-        ["use_adaptive_entropy", "controller"],
+        ["use_adaptive_entropy", "controller", "--triage_gammas 0"],
     ),
 }
 
