@@ -76,6 +76,8 @@ class Stage:
     """Entropy weight of a sample, by the tier of its case, or `triage`."""
     schedule: str = "constant"
     """How the entropy weight goes within the stage, one of `SCHEDULES`."""
+    rate_scale: float = 1.0
+    """What the run's learning rate is multiplied by."""
 
     def weight(self, node: str) -> float:
         """What an advantage of this node counts: all nodes weigh the same, whatever their shares of the prompts."""

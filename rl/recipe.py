@@ -63,6 +63,9 @@ class Recipe(Consultations):
         [0.0], "Entropy weight of triage's completions, where weights go by tier: one for all stages, or one for each."
     )
     betas: list[float] = setting([1e-3, 4e-3, 1e-2], "KL weight of each stage (paper: 1e-3, 4e-3, 1e-2).")
+    rate_scales: list[float] = setting(
+        [1.0], "What `learning_rate` is multiplied by: once for all stages, or for each of them."
+    )
     graders: list[str] = setting(
         list(PAPER["attending"]), "What the attending is paid for: `name=weight`, or `module:function=weight`."
     )
@@ -168,6 +171,10 @@ class Recipe(Consultations):
                 raise ValueError(f"{field}: {given} values for {len(self.stages)} stages; give 1 for each stage")
         if not all(beta >= 0 for beta in self.betas):
             raise ValueError(f"betas: {self.betas}; a KL weight is 0 or more")
+        if len(self.rate_scales) not in (1, len(self.stages)) or not all(scale > 0 for scale in self.rate_scales):
+            raise ValueError(
+                f"rate_scales: {self.rate_scales}; give one factor above 0 for all stages or for each of them"
+            )
         if min(self.stage_steps) < 0 or not sum(self.stage_steps):
             raise ValueError(f"stage_steps: {self.stage_steps}; steps are 0 or more, with at least one in all")
         weights, each = (len(TIERS), ", ".join(TIERS)) if self.gamma_by == "tier" else (len(self.stages), "the stages")
@@ -265,6 +272,7 @@ class Recipe(Consultations):
             nodes=dict(zip(self.nodes, self.node_shares or [1.0] * len(self.nodes), strict=True)),
             gammas=by_tier if self.gamma_by == "tier" else same,
             schedule=self.gamma_schedule,
+            rate_scale=self.rate_scales[place if len(self.rate_scales) > 1 else 0],
         )
 
 
@@ -309,4 +317,5 @@ def stage_settings(command: Command, arguments: Sequence[str], stage: Stage, out
     own = {"beta": stage.beta, "max_steps": stage.steps, "shuffle_dataset": False, "output_dir": out / "checkpoints"}
     flags = [f"--{name}={value}" for name, value in own.items()]
     trainer: GRPOConfig = parse(command, [*arguments, *flags]).trainer
+    trainer.learning_rate *= stage.rate_scale
     return trainer

@@ -89,6 +89,13 @@ def test_a_stage_has_its_own_settings(tmp_path):
     assert trainer.output_dir == str(tmp_path / "checkpoints")
 
 
+@pytest.mark.parametrize(("scales", "rates"), [("1 0.5 0.25", [0.4, 0.2, 0.1]), ("2", [0.8, 0.8, 0.8])])
+def test_a_stage_may_be_slower_than_the_run(tmp_path, scales, rates):
+    arguments = ["--learning_rate", "0.4", "--rate_scales", *scales.split()]
+    stages = read_settings(COMMAND, arguments).recipe.curriculum(0)
+    assert [stage_settings(COMMAND, arguments, stage, tmp_path).learning_rate for stage in stages] == rates
+
+
 @settings(deadline=None)
 @given(steps=st.lists(st.integers(0, 400), min_size=1, max_size=3).filter(any), cap=st.integers(-1, 1300))
 def test_max_steps_caps_the_sum_and_keeps_the_order(steps, cap):
@@ -282,6 +289,8 @@ REFUSED = {
     "a beta too many": ("--betas 0 0 0 0", ["betas", "4 values", "3 stages"]),
     "negative beta": ("--betas 0 -0.1 0", ["betas", "-0.1", "0 or more"]),
     "beta that is no number": ("--betas 0 nan 0", ["betas", "nan", "0 or more"]),
+    "a scale missing": ("--rate_scales 1 0.5", ["rate_scales: [1.0, 0.5]", "each"]),
+    "no rate": ("--rate_scales 1 0 1", ["rate_scales", "0.0", "above 0"]),
     "shares missing": ("--rehearsal 1 0 0 0", ["rehearsal", "4 values", "3 stages", "one share for all, or 3"]),
     "all rehearsed": ("--rehearsal 1", ["rehearsal", "1.0", "below 1"]),
     "negative rehearsal": ("--rehearsal=-0.1", ["rehearsal", "-0.1", "from 0"]),
