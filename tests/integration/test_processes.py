@@ -39,7 +39,8 @@ FLAGS = [
     "2",
     "6",
 ]
-FLAGS += ["--betas", "0.01", "0.01", "--rehearsal", "0", "--train_size", "24", "--eval_size", "8", "--gammas", "1", "1"]
+FLAGS += ["--rate_scales", "1", "--betas", "0.01", "0.01", "--rehearsal", "0"]
+FLAGS += ["--train_size", "24", "--eval_size", "8", "--gammas", "1", "1"]
 FLAGS += ["--gamma_by", "stage", "--num_generations", "4", "--logging_steps", "1", "--save_steps", "2"]
 FLAGS += ["--learning_rate", "0.0005", "--max_grad_norm", "1000"]
 

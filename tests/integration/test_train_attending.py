@@ -99,7 +99,7 @@ def test_both_nodes_as_one_policy(tmp_path: Path):
 
 def test_both_nodes_in_turn(tmp_path: Path):
     tiers = ("easy", "hard")
-    weights = ["--stage_steps", "4", "4", "--betas", "0.01", "0", "--rehearsal", "0.3"]
+    weights = ["--stage_steps", "4", "4", "--betas", "0.01", "0", "--rehearsal", "0.3", "--rate_scales", "1"]
     flags = ["--nodes", "triage", "attending", "--alternate", "--stages", *tiers, *weights]
     summary = main(["--runs", str(tmp_path), "--name", "turns", *flags, *CLINIC])
     run = tmp_path / "turns"
@@ -121,7 +121,7 @@ def test_both_nodes_in_turn(tmp_path: Path):
 
 def test_both_nodes_in_turn_with_an_adapter_each(tmp_path: Path):
     lora = ["--use_peft", "true", "--lora_r", "2", "--stages", "mixed", "mixed", "--stage_steps", "2", "2"]
-    weights = ["--betas", "0.01", "0.01", "--rehearsal", "0", "--output", "adapter"]
+    weights = ["--betas", "0.01", "0.01", "--rehearsal", "0", "--rate_scales", "1", "--output", "adapter"]
     flags = ["--nodes", "triage", "attending", "--alternate", *lora, *weights]
     main(["--runs", str(tmp_path), "--name", "turns", *flags, *CLINIC])
     for node in ("triage", "attending"):
@@ -301,7 +301,7 @@ def test_who_learns_is_measured_with_as_much_room_as_in_training(tmp_path: Path,
         ("one", [], {"triage": {None}, "attending": {15}}),
     ):
         few = ["--train_size", "8", "--eval_size", "4", "--max_completion_length", "15", "--stages", "mixed"]
-        few += ["--stage_steps", "2", "--betas", "0", "--rehearsal", "0"]
+        few += ["--stage_steps", "2", "--betas", "0", "--rehearsal", "0", "--rate_scales", "1"]
         with pytest.raises(Killed):
             main(["--runs", str(tmp_path / name), *few, *flags, *SMALL])
         assert rooms == wanted

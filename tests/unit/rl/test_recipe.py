@@ -80,7 +80,7 @@ def test_a_judge_is_a_grader_where_one_is_named():
 
 
 def test_a_stage_has_its_own_settings(tmp_path):
-    arguments = ["--learning_rate", "0.1", "--max_steps", "9", "--output_dir", "elsewhere"]
+    arguments = ["--learning_rate", "0.1", "--rate_scales", "1", "--max_steps", "9", "--output_dir", "elsewhere"]
     stage = read_settings(COMMAND, arguments).recipe.curriculum(9)[1]
     trainer = stage_settings(COMMAND, arguments, stage, tmp_path)
     assert trainer.learning_rate == 0.1
@@ -304,14 +304,14 @@ REFUSED = {
         ["triage_gammas: [0.1]", "--gamma_by tier"],
     ),
     "gammas of stages missing": (
-        "--gamma_by stage --stages mixed --stage_steps 1 --betas 0 --rehearsal 0",
+        "--gamma_by stage --stages mixed --stage_steps 1 --betas 0 --rehearsal 0 --rate_scales 1",
         ["gammas", "each of the stages"],
     ),
     "unknown gamma_by": ("--gamma_by case", ["gamma_by", "'case'", "tier or stage"]),
     "unknown schedule": ("--gamma_schedule cosine", ["gamma_schedule", "'cosine'", "constant or rise or fall"]),
     "unknown tiers": ("--tiers votes", ["tiers", "'votes'", "labels or disagreement"]),
     "tiers that nobody has": (
-        "--nodes triage --stages mixed --stage_steps 1 --betas 0 --tiers disagreement",
+        "--nodes triage --stages mixed --stage_steps 1 --betas 0 --rate_scales 1 --tiers disagreement",
         ["tiers: disagreement", "only triage learns"],
     ),
     "negative share": ("--rehearsal 1 0 0 0 1 0 1 -1 1", ["rehearsal", "-1", "0 or more"]),
