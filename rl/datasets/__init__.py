@@ -1,5 +1,6 @@
-"""The data sets: cases of one's own as JSONL (the benchmarks follow)."""
+"""The data sets: the benchmarks of the papers' tables, and cases of one's own as JSONL."""
 
+from rl.datasets.benchmarks import BENCHMARKS, read_benchmark
 from rl.datasets.cases import LabeledCase, read_cases
 
-__all__ = ["LabeledCase", "read_cases"]
+__all__ = ["BENCHMARKS", "LabeledCase", "read_benchmark", "read_cases"]

@@ -11,6 +11,9 @@ from typing import Any
 
 from mmedagent_graph import Case
 
+GROUPS = ("modality", "organ", "question_type", "body_system", "medical_task", "subject", "subfield", "dataset")
+"""What a row may say of its case, beside what is asked."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LabeledCase:
@@ -25,6 +28,8 @@ class LabeledCase:
     context: str | None = None
     specialty: str | None = None
     """The triage label: who reads this kind of image; None where the data set does not say."""
+    groups: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the data set says of the case, one of `GROUPS` or the like, by which figures are broken down."""
 
     def given(self) -> Case:
         """What the consultation is given, checked."""
@@ -35,7 +40,8 @@ def read_cases(path: str | Path, split: str | None = None) -> list[LabeledCase]:
     """Cases from a JSONL file, one object a line; `image` (or `images`) relative to the file's folder.
 
     Args:
-        path: the file. Fields read: id, split, image or images, question, options, answer, context, specialty.
+        path: the file. Fields read: id, split, image or images, question, options, answer, context, specialty,
+            and those of `GROUPS`.
         split: keep only the rows of this split; None keeps all.
 
     Raises:
@@ -92,6 +98,7 @@ def _case(path: Path, number: int, row: dict[str, Any]) -> LabeledCase:
         images=[path.parent / image for image in images],
         context=row.get("context"),
         specialty=row.get("specialty"),
+        groups={name: row[name] for name in GROUPS if isinstance(row.get(name), str)},
     )
     for image in case.images:
         if not image.is_file():

@@ -1,0 +1,322 @@
+"""The benchmarks: small files in each hub's exact layout and schema, and real ones where they are at hand."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, Image, Value
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as Picture
+
+import rl
+from mmedagent_graph.answers import same_text
+from mmedagent_graph.images import ImageStore
+from rl.datasets import BENCHMARKS, read_benchmark
+from rl.datasets.options import drawn, named_in
+
+SHARED = Path(rl.__file__).parents[1].parent / "shared" / "data"
+TEXT = Value("string")
+VQA = Features({"image": Image(), "question": TEXT, "answer": TEXT})
+MMMU = Features(
+    {
+        **dict.fromkeys(("id", "question", "options", "explanation"), TEXT),
+        **{f"image_{n}": Image() for n in range(1, 8)},
+        **dict.fromkeys(("img_type", "answer", "topic_difficulty", "question_type", "subfield"), TEXT),
+    }
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ImageStore(tmp_path / "store")
+
+
+def picture(shade: int) -> bytes:
+    file = io.BytesIO()
+    Picture.new("L", (8, 8), shade).save(file, "PNG")
+    return file.getvalue()
+
+
+def parquet(path: Path, rows: list[dict], features: Features) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {name: [row[name] for row in rows] for name in features}
+    Dataset.from_dict(columns, features=features).to_parquet(str(path))
+
+
+def zipped(path: Path, files: dict[str, bytes | str]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def vqa(folder: Path, split: str, rows: list[tuple[int, str, str]]) -> str:
+    cells = [{"image": {"bytes": picture(shade), "path": None}, "question": q, "answer": a} for shade, q, a in rows]
+    parquet(folder / "data" / f"{split}-00000-of-00001-0123456789abcdef.parquet", cells, VQA)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("name", "specialty"), [("vqa_rad", "Radiologist"), ("path_vqa", "Pathologist")])
+def test_what_is_answered_by_yes_or_no_is_closed(name, specialty, tmp_path, store):
+    rows = [(1, "Is it?", "Yes"), (2, "Where?", "in the left lobe "), (1, "Was it?", "no")]
+    folder = vqa(tmp_path / "copy", "test", rows)
+    read = read_benchmark(f"{name}:{folder}", store)
+    yes, no = read.cases
+    assert (yes.answer, no.answer, yes.options, no.options) == ("yes", "no", ["yes", "no"], ["yes", "no"])
+    assert yes.images == no.images != []  # one picture, kept once
+    assert store.open(yes.images[0]).getpixel((0, 0)) == (1, 1, 1)
+    assert yes.specialty == specialty
+    assert [case.id for case in read.cases] == [f"{name}-test-0", f"{name}-test-2"]
+    (where,) = read_benchmark(f"{name}:{folder}", store, subset="open").cases
+    assert (where.answer, where.options, where.groups) == ("in the left lobe", [], {"question_type": "open"})
+    assert len(read_benchmark(f"{name}:{folder}", store, subset="all").cases) == read.rows == 3
+
+
+def test_a_part_of_a_split_says_so(tmp_path, store):
+    read = read_benchmark(f"vqa_rad:{vqa(tmp_path, 'test', [(1, 'Is it?', 'yes')])}", store)
+    assert str(read) == "vqa_rad test: 1 cases of 1 rows (451 published: not the whole split)"
+
+
+SLAKE = {
+    "img_id": 1,
+    "img_name": "xmlab1/source.jpg",
+    "q_lang": "en",
+    "location": "Abdomen",
+    "modality": "MRI",
+    "answer_type": "CLOSED",
+    "base_type": "vqa",
+    "content_type": "Size",
+    "triple": ["vhead", "_", "_"],
+}
+
+
+def slake(folder: Path, rows: list[tuple[str, str, dict]], split: str = "test") -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = [
+        {**SLAKE, "qid": number, "question": question, "answer": answer, **more}
+        for number, (question, answer, more) in enumerate(rows)
+    ]
+    (folder / f"{split}.json").write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
+    zipped(folder / "imgs.zip", {"imgs/xmlab1/source.jpg": picture(1)})
+    return f"slake:{folder}"
+
+
+def test_slake(tmp_path, store):
+    given = [
+        ("Is it normal?", "Yes", {"content_type": "Abnormality", "modality": "X-Ray"}),
+        ("Which is bigger in this image, liver or spleen?", "Liver", {}),
+        ("Is this a T1 weighted or T2 weighted MRI image?", "T1", {"content_type": "Modality"}),
+        ("Which type of modality is shown, MRI, CT or X-Ray?", "MRI", {"content_type": "Modality"}),
+        ("它正常吗?", "是", {"q_lang": "zh"}),
+        ("Where is the liver?", "Right", {"answer_type": "OPEN"}),
+        ("What colour is it?", "Grey", {"content_type": "Color"}),
+    ]
+    read = read_benchmark(slake(tmp_path, given), store)
+    assert read.rows == 6  # the English ones
+    assert read.left_out == {"no second option for its kind of question": 1}
+    normal, bigger, weighting, modality = read.cases
+    assert (normal.answer, normal.options) == ("yes", ["yes", "no"])
+    assert normal.groups == {"modality": "X-Ray", "organ": "Abdomen", "question_type": "Abnormality"}
+    assert (bigger.answer, bigger.options) == ("Liver", ["Liver", "spleen"])
+    assert (weighting.answer, sorted(weighting.options)) == ("T1", ["MRI", "T1"])  # the other answers of its kind
+    assert modality.options == ["MRI", "CT", "X-Ray"]
+    assert {case.specialty for case in read.cases} == {"Radiologist"}
+    assert all(Path(case.images[0]).read_bytes() == picture(1) for case in read.cases)
+    (where,) = read_benchmark(slake(tmp_path, given), store, subset="open").cases
+    assert (where.id, where.answer, where.options) == ("slake-5", "Right", [])
+
+
+def test_slake_unpacked_already(tmp_path, store):
+    name = slake(tmp_path, [("Is it normal?", "Yes", {})])
+    with zipfile.ZipFile(tmp_path / "imgs.zip") as archive:
+        archive.extractall(tmp_path)
+    (tmp_path / "imgs.zip").unlink()
+    (case,) = read_benchmark(name, store).cases
+    assert case.images == [tmp_path / "imgs" / "xmlab1" / "source.jpg"]
+
+
+def test_omnimedvqa(tmp_path, store):
+    def row(number, answer, modality, **options):
+        return {
+            "dataset": "Chest CT Scan",
+            "question_id": f"chest_{number}",
+            "question_type": "Disease Diagnosis",
+            "question": "What is it?",
+            "gt_answer": answer,
+            "image_path": "Images/Chest CT Scan/a.png",
+            **options,
+            **modality,
+        }
+
+    four = {"option_A": "cyst", "option_B": "nodule", "option_C": "normal", "option_D": "mass"}
+    ct = {"modality_type": "CT(Computed Tomography)"}
+    rows = [
+        row(1, "normal", ct, **four),
+        row(2, "No", {"modality": "Microscopy Images"}, option_A="Yes", option_B="No"),
+        row(3, "fracture", ct, **four),
+        row(4, "cyst", ct, option_A="cyst", option_B="cyst"),
+    ]
+    path = "OmniMedVQA/QA_information/Open-access/Chest CT Scan.json"
+    zipped(
+        tmp_path / "OmniMedVQA.zip",
+        {path: json.dumps(rows), "OmniMedVQA/Images/Chest CT Scan/a.png": picture(3)},
+    )
+    read = read_benchmark(f"omnimedvqa:{tmp_path}", store)
+    first, second = read.cases
+    assert (first.answer, first.options) == ("normal", ["cyst", "nodule", "normal", "mass"])
+    assert first.groups["modality"] == "CT(Computed Tomography)"
+    assert (first.specialty, second.specialty) == ("Radiologist", "Pathologist")
+    assert second.options == ["Yes", "No"]
+    assert Path(first.images[0]).read_bytes() == picture(3)
+    assert read.left_out == {
+        "the answer is none of the options": 1,
+        "options that repeat, or an empty question": 1,
+    }
+
+
+def test_mmmu(tmp_path, store):
+    def row(number, options, answer, kind="multiple-choice", images=(1,)):
+        shown = {f"image_{n}": {"bytes": picture(n), "path": None} if n in images else None for n in range(1, 8)}
+        said = {"id": f"validation_Pharmacy_{number}", "question": "See <image 1>?", "explanation": "", **shown}
+        told = {"img_type": "['Plots']", "topic_difficulty": "Easy", "subfield": "Pharmacology"}
+        return {**said, **told, "options": str(options), "answer": answer, "question_type": kind}
+
+    rows = {
+        "Basic_Medical_Science": [row(7, ["a", "b"], "C")],
+        "Clinical_Medicine": [row(8, ["a", "b"], "AB")],
+        "Diagnostics_and_Laboratory_Medicine": [row(9, ["a", "b"], "")],
+        "Pharmacy": [
+            row(1, ["it's", 'a "dose"', "none", "all", "<image 2>"], "E", images=(1, 2)),
+            row(2, [], "12.5", kind="open"),
+        ],
+        "Public_Health": [row(3, ["a", "b"], "?")],
+    }
+    for subject, cells in rows.items():
+        path = tmp_path / subject / "validation-00000-of-00001.parquet"
+        parquet(path, cells, MMMU)
+        pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)  # as other writers leave it
+    read = read_benchmark(f"mmmu_medical:{tmp_path}", store)
+    first, withheld = read.cases
+    assert (first.answer, first.options[:2]) == ("<image 2>", ["it's", 'a "dose"'])
+    assert len(first.images) == 2
+    assert first.groups == {"subject": "Pharmacy", "subfield": "Pharmacology", "question_type": "multiple-choice"}
+    assert withheld.answer is None
+    assert read.left_out == {"the answer is none of the options": 3}
+    (dose,) = read_benchmark(f"mmmu_medical:{tmp_path}", store, subset="open").cases
+    assert (dose.answer, dose.options) == ("12.5", [])
+
+
+def test_medxpertqa(tmp_path, store):
+    options = {"A": "Graves", "B": "goitre", "C": "nodule", "D": "cyst", "E": "normal"}
+    choices = " ".join(f"({letter}) {text}" for letter, text in options.items())
+    row = {
+        "id": "MM-26",
+        "question": f"A woman, 30 years. What is it?\nAnswer Choices: {choices}",
+        "options": dict(reversed(options.items())),
+        "label": "B",
+        "images": ["MM-26-a.jpeg", "MM-26-b.jpeg"],
+        "medical_task": "Diagnosis",
+        "body_system": "Endocrine",
+        "question_type": "Reasoning",
+    }
+    (tmp_path / "MM").mkdir()
+    (tmp_path / "MM" / "test.jsonl").write_text(json.dumps(row) + "\n")
+    zipped(tmp_path / "images.zip", {f"images/MM-26-{name}.jpeg": picture(2) for name in "ab"})
+    (case,) = read_benchmark(f"medxpertqa:{tmp_path}", store).cases
+    assert case.question == "A woman, 30 years. What is it?"
+    assert (case.answer, case.options) == ("goitre", list(options.values()))
+    assert [Path(image).name for image in case.images] == row["images"]
+    assert case.groups == {"medical_task": "Diagnosis", "body_system": "Endocrine", "question_type": "Reasoning"}
+
+
+def test_jsonl(tmp_path, store):
+    path = tmp_path / "cases.jsonl"
+    row = {"question": "Is it?", "answer": "no", "options": ["yes", "no"], "split": "test", "modality": "CT"}
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "options": None, "split": "train"}) + "\n")
+    read = read_benchmark(f"vqa_rad:{path}", store)
+    assert [(case.id, case.specialty, case.groups) for case in read.cases] == [
+        ("cases-1", "Radiologist", {"modality": "CT"})
+    ]
+
+
+REFUSED = {
+    "unknown benchmark": ("vqarad", {}, ["'vqarad'", "vqa_rad, slake, path_vqa"]),
+    "unknown subset": ("slake", {"subset": "yes/no"}, ["subset", "'yes/no'", "closed, open, all"]),
+    "unknown split": ("slake", {"split": "dev"}, ["split", "'dev'", "test, train, validation"]),
+    "no folder": ("slake:/nowhere", {}, ["'/nowhere'", "BoKelvin/SLAKE"]),
+    "an empty folder": ("vqa_rad:{empty}", {}, ["data/test-*.parquet", "flaviagiammarino/vqa-rad"]),
+    "no JSON": ("slake:{empty}", {}, ["test.json", "BoKelvin/SLAKE"]),
+    "no archive": ("omnimedvqa:{empty}", {}, ["OmniMedVQA.zip"]),
+}
+
+
+@pytest.mark.parametrize(("name", "more", "said"), REFUSED.values(), ids=REFUSED)
+def test_refused(name, more, said, tmp_path, store):
+    with pytest.raises(ValueError) as error:
+        read_benchmark(name.format(empty=tmp_path), store, **more)
+    assert all(part in str(error.value) for part in said)
+
+
+def test_what_is_no_json(tmp_path, store):
+    (tmp_path / "test.json").write_text("[{")
+    with pytest.raises(ValueError, match=r"test\.json .*not JSON"):
+        read_benchmark(f"slake:{tmp_path}", store)
+
+
+def test_cases_that_share_an_id(tmp_path, store):
+    name = slake(tmp_path, [("Is it?", "Yes", {"qid": 7}), ("Was it?", "No", {"qid": 7})])
+    with pytest.raises(ValueError, match="'slake-7' twice"):
+        read_benchmark(name, store)
+
+
+answers = st.lists(st.text("abcde ", min_size=1).map(str.strip).filter(bool), max_size=8)
+
+
+@given(answer=st.sampled_from(["lung", "Liver"]), vocabulary=answers, seed=st.text(max_size=3), order=st.randoms())
+def test_drawn_options_hold_the_right_one_once_whatever_the_order(answer, vocabulary, seed, order):
+    options = drawn(answer, [*vocabulary, answer], seed)
+    shuffled = [*vocabulary, answer]
+    order.shuffle(shuffled)
+    assert options == drawn(answer, shuffled, seed)
+    if options is None:
+        assert not vocabulary
+    else:
+        assert options.count(answer) == 1
+        assert 2 <= len(options) <= 4
+        assert not any(same_text(a, b) for i, a in enumerate(options) for b in options[:i])
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "options"),
+    [
+        ("Which is the biggest in this image,lung,liver or heart?", "Lung", ["Lung", "liver", "heart"]),
+        ("Which is it, a cyst, or the nodule?", "nodule", ["cyst", "nodule"]),
+        ("Which is it, a cyst or a nodule?", "mass", None),
+        ("Is it a cyst or a nodule?", "cyst", None),  # no comma tells where the answers begin
+        ("Is it a cyst?", "cyst", None),
+        ("Which is it, left or left?", "left", None),
+    ],
+)
+def test_options_that_a_question_names(question, answer, options):
+    assert named_in(question, answer) == options
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "rows", "closed"), [("vqa_rad", "test", 451, 270), ("slake", "train", 644, 335)]
+)
+def test_real_ones(name, split, rows, closed, store):
+    path = SHARED / name / "cases.jsonl"
+    if not path.is_file():
+        pytest.skip(f"no real data: {path} is not there")
+    read = read_benchmark(f"{name}:{path}", store, split)
+    assert read.rows == rows
+    assert len(read.cases) == closed
+    assert {case.specialty for case in read.cases} >= {"Radiologist"}
+
+
+def test_every_benchmark_is_described():
+    for benchmark in BENCHMARKS.values():
+        assert benchmark.closed <= (next(iter(benchmark.splits.values())) or 0)
