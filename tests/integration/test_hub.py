@@ -72,7 +72,7 @@ def hub(folder: Path) -> type[http.server.BaseHTTPRequestHandler]:
                 self.wfile.write(part)
             return None
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815  http.server's name
 
         def do_POST(self) -> None:
             parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
