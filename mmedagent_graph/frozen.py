@@ -61,7 +61,7 @@ class FrozenAnswers:
 
 
 class Kept(BaseChatModel):
-    """Says once more what a model has answered."""
+    """Says once more what a model has answered; the tokens that it once cost stand in the metadata, as `spent`."""
 
     answer: BaseMessage = Field(repr=False)  # the repr goes into every trace
     cache: Any = False  # LangChain's own cache knows nothing of doctors and votes
@@ -71,7 +71,8 @@ class Kept(BaseChatModel):
         return "kept"
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        free = self.answer.model_copy(update={"usage_metadata": None})
+        told = {**self.answer.response_metadata, "spent": getattr(self.answer, "usage_metadata", None)}
+        free = self.answer.model_copy(update={"usage_metadata": None, "response_metadata": told})
         return ChatResult(generations=[ChatGeneration(message=free)])
 
 

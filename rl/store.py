@@ -42,7 +42,10 @@ DECISION = {
     "review": TEXT,
 }
 SAID = {"text": TEXT, "prompt_ids": List(TOKEN), "completion_ids": List(TOKEN), "logprobs": List(NUMBER)}
-CALL = {"node": TEXT, "specialty": TEXT, "doctor": TOKEN, "vote": TOKEN, "model": TEXT, **SAID, "finish": TEXT}
+CALL = {
+    **{"node": TEXT, "specialty": TEXT, "doctor": TOKEN, "vote": TOKEN, "model": TEXT, **SAID, "finish": TEXT},
+    **{"input_tokens": COUNT, "output_tokens": COUNT, "seconds": NUMBER, "cached": Value("bool")},
+}
 USAGE = {"node": TEXT, "calls": COUNT, "cached": COUNT, "input_tokens": COUNT, "output_tokens": COUNT}
 FEATURES = Features(
     {
@@ -53,6 +56,7 @@ FEATURES = Features(
         "context": TEXT,
         "answer": TEXT,
         "specialty": TEXT,
+        "groups": List({"name": TEXT, "value": TEXT}),
         "referral": REFERRAL,
         "opinions": List(OPINION),
         "decision": DECISION,
@@ -118,7 +122,7 @@ def load_frame(path: str | Path) -> "pd.DataFrame":
     """Traces as a pandas table, one row a trace, for people.
 
     The columns are those of `FEATURES`, but `referral` is the specialty alone, and `rewards` is a column
-    `reward/<grader>` for each grader. Two more: `decided`, the decision's answer, and `right`, whether that is the key.
+    `reward/<grader>` for each grader, `groups` likewise. Two more: `decided`, the decision's answer, and `right`, whether that is the key.
 
     Raises:
         ValueError: as `read_traces`.
@@ -224,6 +228,7 @@ def _read(file: Path) -> Iterator[Trace]:
 def _row(trace: Trace) -> dict[str, Any]:
     return {
         **vars(trace),
+        "groups": [{"name": name, "value": value} for name, value in trace.groups.items()],
         "usage": [{"node": node, **spent} for node, spent in trace.usage.items()],
         "calls": [vars(call) for call in trace.calls],
         "rewards": [{"grader": grader, "value": value} for grader, value in trace.rewards.items()],
@@ -231,15 +236,17 @@ def _row(trace: Trace) -> dict[str, Any]:
 
 
 def _trace(row: dict[str, Any]) -> Trace:
+    groups = {said["name"]: said["value"] for said in row.pop("groups")}
     usage = {spent.pop("node"): cast(NodeUsage, spent) for spent in row.pop("usage")}
     calls = [NodeCall(**call) for call in row.pop("calls")]
     rewards = {graded["grader"]: graded["value"] for graded in row.pop("rewards")}
-    return Trace(**row, usage=usage, calls=calls, rewards=rewards)
+    return Trace(**row, groups=groups, usage=usage, calls=calls, rewards=rewards)
 
 
 def _flat(trace: Trace) -> dict[str, Any]:
     row = _row(trace)
-    del row["rewards"]
+    del row["groups"], row["rewards"]
+    groups = {f"group/{name}": value for name, value in trace.groups.items()}
     referral = trace.referral["specialty"] if trace.referral else None
     rewards = {f"reward/{grader}": value for grader, value in trace.rewards.items()}
-    return {**row, "referral": referral, "decided": trace.decided, "right": trace.right, **rewards}
+    return {**row, "referral": referral, "decided": trace.decided, "right": trace.right, **groups, **rewards}

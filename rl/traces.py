@@ -5,6 +5,7 @@ prompt. What nobody measured is None, never 0.
 """
 
 import dataclasses
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
@@ -54,6 +55,12 @@ class NodeCall:
     """Of the completion's tokens."""
     finish: str | None
     """Why it ended: `stop`, or `length` where it was cut off."""
+    input_tokens: int | None = None
+    """What it cost, or had cost when it was first asked: an answer out of a cache is told with its price."""
+    output_tokens: int | None = None
+    seconds: float | None = None
+    cached: bool = False
+    """Whether it came out of a cache."""
 
 
 @dataclasses.dataclass
@@ -71,6 +78,8 @@ class Trace:
     """The key: the right option's text, or the right free text; None where the case has no key."""
     specialty: str | None = None
     """The triage label."""
+    groups: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the data set says of the case (`LabeledCase.groups`)."""
     referral: Referral | None = None
     opinions: list[Opinion] = dataclasses.field(default_factory=list)
     decision: Decision | None = None
@@ -113,6 +122,7 @@ class Trace:
             **state["case"],
             answer=case.answer,
             specialty=case.specialty,
+            groups=dict(case.groups),
             referral=state.get("referral"),
             opinions=list(state.get("opinions", [])),
             decision=state.get("decision"),
@@ -169,7 +179,7 @@ class CallRecorder(BaseCallbackHandler):
 
     def __init__(self) -> None:
         self.calls: list[NodeCall] = []
-        self._begun: dict[UUID, Mapping[str, Any]] = {}
+        self._begun: dict[UUID, tuple[float, Mapping[str, Any]]] = {}
 
     def on_chat_model_start(
         self,
@@ -181,21 +191,24 @@ class CallRecorder(BaseCallbackHandler):
         **_: Any,
     ) -> None:
         """A call begins: who asks stands in its metadata."""
-        self._begun[run_id] = metadata or {}
+        self._begun[run_id] = time.perf_counter(), metadata or {}
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
         """A call has ended."""
-        asked, said = self._begun.pop(run_id, {}), response.generations[0][0]
+        begun, asked = self._begun.pop(run_id)
+        said = response.generations[0][0]
         if isinstance(said, ChatGeneration):
-            self.calls.append(_call(asked, said.message))
+            self.calls.append(_call(asked, said.message, time.perf_counter() - begun))
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """A call has failed."""
         self._begun.pop(run_id, None)
 
 
-def _call(asked: Mapping[str, Any], message: BaseMessage) -> NodeCall:
+def _call(asked: Mapping[str, Any], message: BaseMessage, seconds: float) -> NodeCall:
     told = message.response_metadata
+    cached = bool(asked.get("cached"))
+    spent = (told.get("spent") if cached else getattr(message, "usage_metadata", None)) or {}
     return NodeCall(
         node=asked.get("langgraph_node", ""),
         specialty=asked.get("specialty"),
@@ -207,6 +220,10 @@ def _call(asked: Mapping[str, Any], message: BaseMessage) -> NodeCall:
         completion_ids=told.get("token_ids"),
         logprobs=_logprobs(told.get("logprobs")),
         finish=told.get("finish_reason"),
+        input_tokens=spent.get("input_tokens"),
+        output_tokens=spent.get("output_tokens"),
+        seconds=told.get("seconds") if cached else seconds,
+        cached=cached,
     )
 
 

@@ -7,6 +7,7 @@ chat model between the two, training puts the trainer between them; so prompt an
 import asyncio
 import contextvars
 import operator
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
@@ -94,7 +95,8 @@ class ByModel:
         key = self.frozen.key(self.node.name, self.model, messages, state)
         if known := self.frozen.get(key):
             return self._update(Kept(answer=known).invoke(messages, _as_cached(named)), state, cached=True)
-        answer = self.model.invoke(messages, named)
+        begun = time.perf_counter()
+        answer = _timed(self.model.invoke(messages, named), begun)
         self.frozen.keep(key, answer)
         return self._update(answer, state)
 
@@ -107,7 +109,8 @@ class ByModel:
         key = self.frozen.key(self.node.name, self.model, messages, state)
         if known := await self.frozen.aget(key):
             return self._update(await Kept(answer=known).ainvoke(messages, _as_cached(named)), state, cached=True)
-        answer = await self.model.ainvoke(messages, named)
+        begun = time.perf_counter()
+        answer = _timed(await self.model.ainvoke(messages, named), begun)
         await self.frozen.akeep(key, answer)
         return self._update(answer, state)
 
@@ -170,6 +173,12 @@ def _named(config: RunnableConfig | None, node: str, state: Mapping[str, Any]) -
 def _as_cached(named: RunnableConfig) -> RunnableConfig:
     """The config of a call that only says once more what is known: callbacks can tell it by its metadata."""
     return {**named, "metadata": {**named["metadata"], "cached": True}}
+
+
+def _timed(answer: BaseMessage, begun: float) -> BaseMessage:
+    """The answer with how many seconds it took, which is kept with it."""
+    told = {**answer.response_metadata, "seconds": time.perf_counter() - begun}
+    return answer.model_copy(update={"response_metadata": told})
 
 
 def _usage(message: BaseMessage, cached: bool) -> NodeUsage:

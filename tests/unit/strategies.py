@@ -56,6 +56,7 @@ a_trace = st.builds(
     context=maybe,
     answer=maybe,
     specialty=maybe,
+    groups=st.dictionaries(text, text, max_size=2),
     referral=st.none() | st.fixed_dictionaries({"specialty": maybe, "reasoning": text}),
     opinions=st.lists(opinion, max_size=3),
     decision=st.none() | decision,

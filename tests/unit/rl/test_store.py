@@ -18,7 +18,7 @@ from rl import store
 from rl.store import FEATURES, Rollouts, load_frame, read_traces, write_traces
 from rl.traces import NodeCall, Trace
 
-CALL = NodeCall("specialist", "Radiologist", 1, None, "m", "scar", [1, 2], [3], [-0.25], "stop")
+CALL = NodeCall("specialist", "Radiologist", 1, None, "m", "scar", [1, 2], [3], [-0.25], "stop", 2, 1, 0.5, True)
 DECISION = {
     "answer": "cyst",
     "index": 1,
@@ -47,6 +47,7 @@ def whole(trace, opinions):
         images=["sha256:ab"],
         context="Fever.",
         specialty="Radiologist",
+        groups={"modality": "CT"},
         opinions=opinions("cyst", "scar"),
         decision=DECISION,
         usage={"triage": {"calls": 1, "cached": 0, "input_tokens": 2, "output_tokens": 3}},
@@ -185,7 +186,9 @@ def test_pandas_gets_a_flat_table(tmp_path, whole, trace):
     assert frame["reward/accuracy"].tolist()[:2] == [1.0, 0.0]
     assert math.isnan(frame["reward/accuracy"][2])
     assert (frame["completion_ids"][0], frame["calls"][0][0]["text"]) == ([9], "scar")
-    assert set(frame) == set(FEATURES) - {"rewards"} | {
+    assert frame["group/modality"].tolist()[0] == "CT"
+    assert set(frame) == set(FEATURES) - {"rewards", "groups"} | {
+        "group/modality",
         "decided",
         "right",
         "reward/format",

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import time
 
 import pytest
 from fakes import QUESTION, FakeModel, answers, breaks, graph, refers, says
@@ -96,7 +97,8 @@ class Measured(FakeModel):
             "logprobs": self.logprobs,
             "finish_reason": "length",
         }
-        message = AIMessage(self._said(messages, run_manager), response_metadata=told)
+        spent = {"input_tokens": 9, "output_tokens": 2, "total_tokens": 11}
+        message = AIMessage(self._said(messages, run_manager), response_metadata=told, usage_metadata=spent)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
@@ -145,7 +147,9 @@ def test_votes_are_told_apart():
 )
 def test_what_a_model_tells_of_its_tokens_is_kept(given, expected):
     call = recorded(graph(attending=Measured(answer=lambda _: "CT", label="a", logprobs=given)))[-1]
-    assert call == NodeCall("attending", None, None, None, "measured-a", "CT", [1, 2, 3], [4, 5], expected, "length")
+    plain = NodeCall("attending", None, None, None, "measured-a", "CT", [1, 2, 3], [4, 5], expected, "length", 9, 2)
+    assert call.seconds > 0
+    assert dataclasses.replace(call, seconds=None) == plain
 
 
 def test_a_model_that_does_not_tell_its_name_is_named_by_langchain():
@@ -162,9 +166,17 @@ def test_a_call_that_failed_is_none():
 
 @pytest.mark.parametrize("how", ["invoke", "ainvoke"])
 def test_an_answer_out_of_the_cache_is_recorded_as_the_first_one(how):
-    model = Measured(answer=lambda _: "CT", label="a", logprobs=[-1.0, -2.0])
+    def slow(_):
+        time.sleep(0.05)
+        return "CT"
+
+    model = Measured(answer=slow, label="a", logprobs=[-1.0, -2.0])
     given = graph(triage=refers(), specialists=model, attending=model, votes=2, cache=InMemoryCache())
     first, second = recorded(given, how), recorded(given, how)
     assert len(model.seen) == 5
     assert len(first) == 6
-    assert in_order(second) == in_order(first)
+    assert {call.cached for call in second} == {True}
+    assert {call.input_tokens for call in second if call.node == "vote"} == {9}  # its price, though it was free
+    for call, again in zip(in_order(first), in_order(second), strict=True):
+        assert again.seconds >= (0.05 if call.node != "triage" else 0)  # what it took when it was asked
+        assert dataclasses.replace(again, seconds=call.seconds, cached=call.cached) == call
