@@ -9,9 +9,9 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import ValidationError
 
@@ -19,6 +19,7 @@ from mmedagent_graph.case import Case
 from mmedagent_graph.consultation import Consultation
 
 Line = dict[str, Any]
+Item = TypeVar("Item")
 LISTED = 20
 """So many bad rows are named in full."""
 FIRST = b'{"id": '
@@ -50,14 +51,28 @@ async def consult_many(
         concurrency: at most so many consultations at a time.
     """
 
-    async def work() -> None:
-        for patient in patients:  # one iterator for all
-            keep({"id": patient.id, **await _outcome(graph, patient.case)})
+    async def line(patient: Patient) -> Line:
+        return {"id": patient.id, **await _outcome(graph, patient.case)}
+
+    await work_off(line, patients, keep, concurrency)
+
+
+async def work_off(
+    work: Callable[[Item], Awaitable[Line]], items: Iterator[Item], keep: Callable[[Line], None], concurrency: int
+) -> None:
+    """Work items off, `concurrency` at a time: no item is taken before its turn, and each line is kept as it is made.
+
+    What an item raises ends it all, once the others are stopped.
+    """
+
+    async def worker() -> None:
+        for item in items:  # one iterator for all
+            keep(await work(item))
 
     try:
         async with asyncio.TaskGroup() as workers:
             for _ in range(concurrency):
-                workers.create_task(work())
+                workers.create_task(worker())
     except ExceptionGroup as errors:  # the first is why the others were stopped
         raise errors.exceptions[0] from None
 

@@ -6,21 +6,31 @@ A model of this machine (`clinic:`, `transformers:`) goes by a fingerprint of it
 (`vllm:NAME`, `openai:NAME`) by its name alone: who serves other weights under the same name removes `answers.db`, or
 takes another `--runs`.
 
+For evaluation on many machines the same answers can lie in PostgreSQL, which all of them share: `answers_at` takes a
+file or the database's URL.
+
 Invariant: processes of one machine share a file, and machines never do: SQLite's write-ahead log is kept in shared
 memory, so it does not work over a network's file system (sqlite.org/wal.html). What both machines want to know, both
 ask.
 """
 
+import asyncio
+import datetime
 import os
 import socket
 import sqlite3
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from langgraph.cache.base import BaseCache
+from langgraph.cache.base import BaseCache, FullKey, Namespace
 from langgraph.cache.sqlite import SqliteCache
 
+if TYPE_CHECKING:
+    from psycopg_pool import ConnectionPool
+
+POSTGRES = ("postgresql://", "postgres://")
 PATIENCE = 30.0
 """Seconds to wait for another process that is making the same file."""
 
@@ -42,3 +52,92 @@ def shared_answers(path: Path) -> BaseCache[Any]:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+def answers_at(place: str | Path) -> BaseCache[Any]:
+    """The answers in an SQLite file, or in the PostgreSQL database of a URL.
+
+    Raises:
+        ValueError: if PostgreSQL's driver is not installed, or the database cannot be reached.
+    """
+    if not str(place).startswith(POSTGRES):
+        return shared_answers(Path(place))
+    try:
+        from psycopg_pool import ConnectionPool, PoolTimeout
+    except ModuleNotFoundError as error:
+        raise ValueError(f"cache: a database needs {error.name}; pip install 'mmedagent-graph[postgres]'") from error
+    pool = ConnectionPool(str(place), min_size=1, max_size=8, open=False, kwargs={"autocommit": True})
+    try:
+        pool.open(wait=True, timeout=PATIENCE)
+    except PoolTimeout as error:
+        pool.close()
+        raise ValueError(f"cache: the database does not answer within {PATIENCE:g} s ({error})") from error
+    return PostgresCache(pool)
+
+
+class PostgresCache(BaseCache[Any]):
+    """A LangGraph cache in PostgreSQL; LangGraph brings none (its own are memory, SQLite and Redis).
+
+    Args:
+        pool: open connections that commit each statement.
+    """
+
+    def __init__(self, pool: "ConnectionPool[Any]") -> None:
+        super().__init__()
+        self._pool = pool
+        with pool.connection() as connection, connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(727201)")  # two that make one table collide
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS mmedagent_answers (namespace text, key text, expires timestamptz, "
+                "encoding text NOT NULL, value bytea NOT NULL, PRIMARY KEY (namespace, key))"
+            )
+
+    def get(self, keys: Sequence[FullKey]) -> dict[FullKey, Any]:
+        """The values of those keys that have one."""
+        by_name = {(_joined(namespace), key): (namespace, key) for namespace, key in keys}
+        with self._pool.connection() as connection:
+            rows = connection.execute(
+                "SELECT namespace, key, encoding, value FROM mmedagent_answers JOIN unnest(%s::text[], %s::text[]) "
+                "AS asked (namespace, key) USING (namespace, key) WHERE expires IS NULL OR expires > now()",
+                ([name for name, _ in by_name], [key for _, key in by_name]),
+            ).fetchall()
+        return {by_name[name, key]: self.serde.loads_typed((encoding, value)) for name, key, encoding, value in rows}
+
+    def set(self, pairs: Mapping[FullKey, tuple[Any, int | None]]) -> None:
+        """Keep values, each for so many seconds, or for good (None)."""
+        now = datetime.datetime.now(datetime.UTC)
+        rows = []
+        for (namespace, key), (value, seconds) in pairs.items():
+            expires = None if seconds is None else now + datetime.timedelta(seconds=seconds)
+            rows.append((_joined(namespace), key, expires, *self.serde.dumps_typed(value)))
+        with self._pool.connection() as connection, connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO mmedagent_answers VALUES (%s, %s, %s, %s, %s) ON CONFLICT (namespace, key) DO UPDATE "
+                "SET expires = excluded.expires, encoding = excluded.encoding, value = excluded.value",
+                rows,
+            )
+
+    def clear(self, namespaces: Sequence[Namespace] | None = None) -> None:
+        """Forget all, or these namespaces."""
+        with self._pool.connection() as connection:
+            if namespaces is None:
+                connection.execute("DELETE FROM mmedagent_answers")
+            else:
+                names = [_joined(namespace) for namespace in namespaces]
+                connection.execute("DELETE FROM mmedagent_answers WHERE namespace = ANY(%s)", (names,))
+
+    async def aget(self, keys: Sequence[FullKey]) -> dict[FullKey, Any]:
+        """As `get`."""
+        return await asyncio.to_thread(self.get, keys)
+
+    async def aset(self, pairs: Mapping[FullKey, tuple[Any, int | None]]) -> None:
+        """As `set`."""
+        await asyncio.to_thread(self.set, pairs)
+
+    async def aclear(self, namespaces: Sequence[Namespace] | None = None) -> None:
+        """As `clear`."""
+        await asyncio.to_thread(self.clear, namespaces)
+
+
+def _joined(namespace: Namespace) -> str:
+    return ",".join(namespace)

@@ -29,7 +29,7 @@ from rl.clinic.ideal import ideal_answers
 from rl.cohort import Cohorts, cohorts, panel
 from rl.curriculum import count_tiers
 from rl.datasets import LabeledCase
-from rl.evaluate import by_tier, decide, decided, print_confusion, print_table, referred, unparsed
+from rl.held_out import by_tier, decide, decided, print_confusion, print_table, referred, unparsed
 from rl.launch import refuse_here
 from rl.models import Start, merge, model_string
 from rl.policy import PolicyChatModel, load_policy

@@ -86,7 +86,7 @@ ROWS = 256
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
     """Write traces to a Parquet file, over the one that may be there."""
-    table = pa.Table.from_pylist([_row(trace) for trace in traces], schema=SCHEMA)
+    table = pa.Table.from_pylist([row_of(trace) for trace in traces], schema=SCHEMA)
     with _writing(path) as unfinished:
         pq.write_table(table, unfinished, **WRITTEN)
 
@@ -121,8 +121,9 @@ def read_traces(path: str | Path) -> Iterator[Trace]:
 def load_frame(path: str | Path) -> "pd.DataFrame":
     """Traces as a pandas table, one row a trace, for people.
 
-    The columns are those of `FEATURES`, but `referral` is the specialty alone, and `rewards` is a column
-    `reward/<grader>` for each grader, `groups` likewise. Two more: `decided`, the decision's answer, and `right`, whether that is the key.
+    The columns are those of `FEATURES`, but `referral` is the specialty alone, `groups` is a column `group/<name>` for
+    each, and `rewards` a column `reward/<grader>`. Two more: `decided`, the decision's answer, and `right`, whether
+    that is the key.
 
     Raises:
         ValueError: as `read_traces`.
@@ -222,10 +223,11 @@ def _whole(file: Path) -> pa.Table:
 def _read(file: Path) -> Iterator[Trace]:
     with _opened(file) as parquet:  # a stage has more parts than a process may have open files
         for batch in parquet.iter_batches(ROWS):
-            yield from map(_trace, batch.to_pylist())
+            yield from map(trace_of, batch.to_pylist())
 
 
-def _row(trace: Trace) -> dict[str, Any]:
+def row_of(trace: Trace) -> dict[str, Any]:
+    """A trace as a row: plain JSON, in the columns of `FEATURES`."""
     return {
         **vars(trace),
         "groups": [{"name": name, "value": value} for name, value in trace.groups.items()],
@@ -235,7 +237,8 @@ def _row(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _trace(row: dict[str, Any]) -> Trace:
+def trace_of(row: dict[str, Any]) -> Trace:
+    """The trace of a row, which is used up."""
     groups = {said["name"]: said["value"] for said in row.pop("groups")}
     usage = {spent.pop("node"): cast(NodeUsage, spent) for spent in row.pop("usage")}
     calls = [NodeCall(**call) for call in row.pop("calls")]
@@ -244,7 +247,7 @@ def _trace(row: dict[str, Any]) -> Trace:
 
 
 def _flat(trace: Trace) -> dict[str, Any]:
-    row = _row(trace)
+    row = row_of(trace)
     del row["groups"], row["rewards"]
     groups = {f"group/{name}": value for name, value in trace.groups.items()}
     referral = trace.referral["specialty"] if trace.referral else None

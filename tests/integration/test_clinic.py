@@ -14,7 +14,7 @@ from mmedagent_graph.state import TriageInput
 from rl.clinic.build import KINDS, LESSONS, MIXED_UP, build
 from rl.clinic.ideal import answers_believed, ideal_answers, see
 from rl.cohort import HELD_OUT, TRAIN
-from rl.evaluate import by_tier, decide, decided
+from rl.held_out import by_tier, decide, decided
 from rl.models import BASE
 
 SIZE_LIMIT = 3_000_000

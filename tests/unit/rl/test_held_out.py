@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage
 from rl.cohort import Cohort
 from rl.curriculum import TIERS
 from rl.datasets import LabeledCase
-from rl.evaluate import (
+from rl.held_out import (
     BATCH,
     by_tier,
     decide,
@@ -157,9 +157,9 @@ async def test_any_chat_model_can_decide(rollout, trace):
 
 async def test_the_command_tells_the_tiers_apart(monkeypatch, tmp_path, capsys):
     cases = [LabeledCase(f"c{i}", f"no. {i}", "cyst", ["cyst", "scar"], specialty="Surgeon") for i in range(4)]
-    monkeypatch.setattr("rl.evaluate.clinic_cohort", lambda size, seed, images: Cohort(cases))
-    monkeypatch.setattr("rl.evaluate.panel", lambda *_: specialist)
-    monkeypatch.setattr("rl.evaluate.load_policy", lambda name: fake())
+    monkeypatch.setattr("rl.held_out.clinic_cohort", lambda size, seed, images: Cohort(cases))
+    monkeypatch.setattr("rl.held_out.panel", lambda *_: specialist)
+    monkeypatch.setattr("rl.held_out.load_policy", lambda name: fake())
     arguments = Namespace(
         model="fake", triage=triage, specialists=None, cases=None, split=None, free_text="skip", size=4, seed=0,
         out=tmp_path,

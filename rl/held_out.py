@@ -1,37 +1,25 @@
-"""How good whole consultations are on held-out cases: a policy as the attending, with whatever triage and specialists.
-
-    python -m rl.evaluate --model runs/latest/model --cases cases.jsonl --split test
-    python -m rl.evaluate --model clinic:base                               # on the clinic's own cases
-    python -m rl.evaluate --model clinic:base --triage clinic:runs/latest/model
+"""How good a policy under training is on held-out cases: before and after, with whatever triage and specialists.
 
 The same graph, prompts and reader as at inference: triage and specialists run first, then the policy decides greedily.
+Whole systems are compared by `rl.evaluate`.
 """
 
-import argparse
 import asyncio
-import json
-import math
 from collections.abc import Sequence
-from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-from transformers import set_seed
 
-from mmedagent_graph.images import ImageStore
-from rl.cohort import HELD_OUT, clinic_cohort, own_cohort, panel
 from rl.curriculum import TIERS
 from rl.grading import PAPER, Grading
-from rl.policy import PolicyChatModel, load_policy
-from rl.rollout import Rollout, roll_upstream
-from rl.store import write_traces
+from rl.policy import PolicyChatModel
+from rl.rollout import Rollout
+from rl.statistics import wilson
 from rl.traces import Trace, is_right
 
-CONFIDENCE = 0.95
 BATCH = 64
 GRADING = Grading.parse(PAPER["attending"])
 
@@ -70,12 +58,8 @@ def interval(right: int, n: int) -> Figure:
     """Accuracy with its 95 % Wilson score interval, as shares of 1; None where there is no case."""
     if n == 0:
         return {"accuracy": None, "low": None, "high": None, "n": 0}
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    share = right / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = middle - half if right else 0.0, middle + half if right < n else 1.0  # exact at the ends
-    return {"accuracy": share, "low": low, "high": high, "n": n}
+    low, high = wilson(right, n)
+    return {"accuracy": right / n, "low": low, "high": high, "n": n}
 
 
 def by_tier(traces: Sequence[Trace], answers: Sequence[str | None]) -> dict[str, Figure]:
@@ -154,56 +138,3 @@ def print_confusion(confusion: dict[str, dict[str, int]], title: str) -> None:
     for label, row in confusion.items():
         table.add_row(label, *(str(row.get(column, "")) for column in columns))
     Console().print(table)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="the attending: clinic:base, a folder or a hub id")
-    parser.add_argument("--triage", default="clinic:base", help="model string of the triage doctor")
-    parser.add_argument(
-        "--specialists",
-        nargs="+",
-        help="model strings, one for each doctor; default: the clinic's doctors, or clinic:base sampled for own cases",
-    )
-    parser.add_argument("--cases", help="JSONL file of cases; default: the clinic's own")
-    parser.add_argument("--split", help="only the rows of this split")
-    parser.add_argument("--free_text", choices=["skip", "grade"], default="skip", help="rows without options")
-    parser.add_argument("--size", type=int, default=1000, help="how many of the clinic's cases")
-    parser.add_argument("--seed", type=int, default=0, help="of the clinic's cases, and of sampling")
-    parser.add_argument("--out", type=Path, help="folder for evaluation.json and traces.parquet")
-    asyncio.run(evaluate(parser.parse_args(arguments)))
-
-
-async def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the evaluation that the flags ask for; prints a table and JSON."""
-    set_seed(arguments.seed)
-    images = ImageStore()
-    if arguments.cases:
-        cohort = own_cohort(arguments.cases, arguments.split, arguments.free_text)
-    else:
-        cohort = clinic_cohort(arguments.size, HELD_OUT + arguments.seed, images)
-    # the same frozen nodes whatever the model under test, or two models would not be asked the same
-    specialists = panel(arguments.specialists, arguments.cases, "clinic:base")
-    rollout = Rollout(triage=arguments.triage, specialists=specialists, images=images)
-    upstream = await roll_upstream(rollout, cohort.cases)
-    traces = await decide(rollout, upstream, load_policy(arguments.model), "attending")
-    figures = {**by_tier(traces, decided(traces)), **referred(traces)}
-    report = {
-        "model": arguments.model,
-        "cases": len(traces),
-        "skipped": cohort.skipped,
-        **figures,
-        "unparsed": unparsed(traces),
-    }
-    print_table({arguments.model: figures}, f"{arguments.cases or 'clinic'} {arguments.split or ''}".strip())
-    print(json.dumps(report))
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
-        write_traces(arguments.out / "traces.parquet", traces)
-    return report
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,153 @@
+"""Trials: whatever stops one, nothing finished is lost, and no finished call is made again."""
+
+import json
+
+import pytest
+from fakes import FakeModel, answers, graph, refers
+from hypothesis import given
+from hypothesis import strategies as st
+from langgraph.cache.memory import InMemoryCache
+
+from rl.datasets import LabeledCase
+from rl.trials import Budget, Shard, Trial, consult
+
+CASES = [LabeledCase(f"case-{i}", f"Number {i}?", "CT", ["CT", "MRI"], groups={"organ": "Head"}) for i in range(12)]
+
+
+class Priced(FakeModel):
+    """A fake with a name to look its price up by."""
+
+    model_name: str = "fake"
+
+
+@pytest.fixture
+def trial(tmp_path):
+    return Trial(tmp_path / "trial")
+
+
+def told(trial):
+    return {trace.case: trace for trace in trial.traces()}
+
+
+async def test_every_case_has_a_trace(trial, images):
+    counts = await trial.run(graph(images=images), CASES, images, 4, Budget())
+    assert counts == {"done": 12, "failed": 0, "left": 0}
+    traces = told(trial)
+    assert set(traces) == {case.id for case in CASES}
+    one = traces["case-3"]
+    assert (one.decided, one.right, one.tier, one.groups) == ("CT", True, "easy", {"organ": "Head"})
+    assert [call.node for call in one.calls] == ["triage", *["specialist"] * 3, "attending"]
+    assert one.question == "Number 3?"
+
+
+async def test_what_is_done_is_not_done_again(trial, images):
+    triage = refers()
+    await trial.run(graph(images=images, triage=triage), CASES[:5], images, 2, Budget())
+    counts = await trial.run(graph(images=images, triage=triage), CASES, images, 2, Budget())
+    assert counts == {"done": 12, "failed": 0, "left": 0}
+    assert len(triage.seen) == 12
+
+
+async def test_a_failed_case_is_listed_and_tried_again(trial, images):
+    def fails(messages):
+        if "Number 7" in messages[-1].text:
+            raise RuntimeError("away")
+        return "<answer>CT</answer>"
+
+    counts = await trial.run(graph(images=images, attending=FakeModel(answer=fails)), CASES, images, 3, Budget())
+    assert counts == {"done": 11, "failed": 1, "left": 0}
+    assert trial.failed() == {"case-7": "RuntimeError: away"}
+    counts = await trial.run(graph(images=images), CASES, images, 3, Budget())
+    assert counts == {"done": 12, "failed": 0, "left": 0}
+    assert trial.failed() == {}
+
+
+async def test_a_torn_line_is_no_trace_and_its_case_finds_its_calls_in_the_cache(trial, images):
+    cache, model = InMemoryCache(), answers("CT")
+    made = graph(images=images, specialists=model, attending=model, cache=cache)
+    await trial.run(made, CASES[:3], images, 1, Budget())
+    path = trial.folder / "traces.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert len(told(trial)) == 2
+    asked = len(model.seen)
+    counts = await trial.run(made, CASES[:3], images, 1, Budget())
+    assert counts["done"] == 3
+    assert len(model.seen) == asked
+    assert all(call.cached for call in told(trial)["case-2"].calls)
+
+
+async def test_shards_are_read_as_one(trial, images):
+    for index in range(3):
+        part = Trial(trial.folder, Shard(index, 3))
+        mine = [case for case in CASES if part.shard.holds(case.id)]
+        assert await part.run(graph(images=images), CASES, images, 2, Budget()) == {
+            "done": len(mine),
+            "failed": 0,
+            "left": 0,
+        }
+    assert set(told(trial)) == {case.id for case in CASES}
+    assert len(list(trial.traces())) == 12
+    assert sorted(path.name for path in trial.folder.iterdir()) == [f"traces.{i}-of-3.jsonl" for i in range(3)]
+
+
+async def test_a_spent_budget_ends_it_cleanly_and_a_larger_one_goes_on(trial, images):
+    model = Priced(answer=lambda messages: "Surgeon" if "triage" in messages[0].text else "<answer>CT</answer>")
+    made = graph(images=images, triage=model, specialists=model, attending=model)
+    each = 5 * (7 * 1.0 + 3 * 2.0) / 1e6  # five calls of 7 and 3 tokens
+    prices = {"fake": (1.0, 2.0)}
+    counts = await trial.run(made, CASES, images, 1, Budget(2.5 * each, prices))
+    assert counts == {"done": 3, "failed": 0, "left": 9}
+    counts = await trial.run(made, CASES, images, 1, Budget(100, prices))
+    assert counts == {"done": 12, "failed": 0, "left": 0}
+
+
+async def test_a_ceiling_without_the_price_of_a_model_is_refused(trial, images):
+    with pytest.raises(ValueError, match="max_dollars: the price of None is not in --prices"):
+        await trial.run(graph(images=images), CASES, images, 2, Budget(1.0, {"other": (1.0, 1.0)}))
+
+
+async def test_two_processes_cannot_write_the_same_shard(trial, images):
+    await trial.run(graph(images=images), CASES[:1], images, 1, Budget())
+    other = Trial(trial.folder)
+
+    class Busy:
+        async def ainvoke(self, *_):
+            with pytest.raises(ValueError, match="another run is writing"):
+                await other.run(graph(images=images), CASES, images, 1, Budget())
+            raise RuntimeError("seen")
+
+    await trial.run(Busy(), CASES[:2], images, 1, Budget())
+    assert trial.failed() == {"case-1": "RuntimeError: seen"}
+
+
+async def test_a_case_without_opinions_has_no_tier(images):
+    made = graph(images=images, triage=answers("Nobody"), attending=answers("MRI"))
+    trace = await consult(made, CASES[0], images)
+    assert (trace.tier, trace.right) == (None, False)
+
+
+async def test_nothing_of_the_key_is_given(trial, images):
+    model = FakeModel(answer=lambda messages: json.dumps([message.text for message in messages]))
+    case = LabeledCase("a", "Where?", "SECRET", groups={"organ": "SECRET"}, specialty="SECRET")
+    trace = await consult(graph(images=images, triage=model, specialists=model, attending=model), case, images)
+    assert not any("SECRET" in call.text for call in trace.calls)
+
+
+@given(st.text(), st.integers(1, 9))
+def test_a_case_is_in_one_shard(case, of):
+    assert sum(Shard(index, of).holds(case) for index in range(of)) == 1
+
+
+def test_shards_are_of_about_one_size():
+    assert all(400 < sum(Shard(i, 4).holds(str(n)) for n in range(2000)) < 600 for i in range(4))
+
+
+@pytest.mark.parametrize("text", ["2/2", "-1/2", "a", "1", "1/0", ""])
+def test_no_shard(text):
+    with pytest.raises(ValueError, match=r"shard: .* 0/4"):
+        Shard.parse(text)
+
+
+def test_a_shard():
+    assert Shard.parse("1/4") == Shard(1, 4)
