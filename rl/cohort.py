@@ -13,17 +13,19 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
-from mmedagent_graph.images import ImageStore
+from mmedagent_graph.images import ImageStore, default_store
 from mmedagent_graph.models import load_model, sampled
 from rl.clinic.cases import make_cases
 from rl.clinic.doctors import DOCTORS
-from rl.datasets import LabeledCase, read_cases
+from rl.datasets import LabeledCase, is_benchmark, read_benchmark, read_cases
 from rl.models import model_string
 
 TRAIN, HELD_OUT = 10_000, 20_000
 """Added to the seed of the clinic's training and held-out cases, so that no two draws share any."""
 
 
+CLINIC = "clinic"
+"""The name of the clinic's own cases, where others are named beside them."""
 Cohorts = tuple[Sequence[LabeledCase], Sequence[LabeledCase], int]
 """Training cases, held-out cases, and how many rows were skipped."""
 
@@ -34,7 +36,7 @@ class Cohort:
 
     cases: Sequence[LabeledCase]
     skipped: int = 0
-    """Rows without options, where only questions with options are asked for."""
+    """Rows without options, where only questions with options are asked for, and those that cannot be used."""
 
 
 def clinic_cohort(size: int, seed: int, images: ImageStore) -> Cohort:
@@ -43,25 +45,52 @@ def clinic_cohort(size: int, seed: int, images: ImageStore) -> Cohort:
 
 
 def own_cohort(
-    path: str | Path, split: str | None, free_text: str, without_keys: str | None = "leave them out"
+    path: str | Path,
+    split: str | None,
+    free_text: str,
+    without_keys: str | None = "leave them out",
+    images: ImageStore | None = None,
 ) -> Cohort:
-    """Cases of one's own from JSONL.
+    """Cases of one's own from JSONL, or of a benchmark.
 
     Args:
-        path: the file.
-        split: keep only this split's rows.
+        path: the file, or what `rl.datasets.read_benchmark` takes.
+        split: keep only this split's rows. Default: all; of a benchmark the one that the papers' tables are of.
         free_text: `skip` leaves out the rows without options, and counts them; `grade` keeps them.
         without_keys: what can be done about rows without an answer key (`"answer": null`), which are refused; None:
             they are taken.
+        images: where a benchmark's images go that lie inside its files. Default: a store of this process.
     """
-    cases = read_cases(path, split)
+    left_out = 0
+    if is_benchmark(path):
+        read = read_benchmark(str(path), images or default_store(), split, "all")
+        print(f"note: {read}")
+        cases, left_out = read.cases, sum(read.left_out.values())
+    else:
+        cases = read_cases(path, split)
     if without_keys and (without := [case.id for case in cases if case.answer is None]):
         raise ValueError(f"cases: {len(without)} rows have no answer key ({without[0]!r} first); {without_keys}")
     kept = cases if free_text == "grade" else [case for case in cases if case.options]
     if not kept:
         rows = f"cases: no row of {str(path)!r} (split {split}) has options"
         raise ValueError(f"{rows}; give --free_text grade to keep those without")
-    return Cohort(kept, len(cases) - len(kept))
+    return Cohort(kept, len(cases) - len(kept) + left_out)
+
+
+def measured(cases: str, images: ImageStore, split: str | None, free_text: str, size: int, seed: int) -> Cohort:
+    """Cases to measure on: `clinic`, a benchmark or a JSONL file.
+
+    Args:
+        cases: which.
+        images: where their images go.
+        split: as in `own_cohort`.
+        free_text: as in `own_cohort`.
+        size: how many, of the clinic's.
+        seed: of the clinic's.
+    """
+    if cases == CLINIC:
+        return clinic_cohort(size, HELD_OUT + seed, images)
+    return own_cohort(cases, split, free_text, images=images)
 
 
 def cohorts(recipe: Any, seed: int, images: ImageStore) -> Cohorts:
@@ -69,11 +98,11 @@ def cohorts(recipe: Any, seed: int, images: ImageStore) -> Cohorts:
     if recipe.cases is None:
         learn = clinic_cohort(recipe.train_size, TRAIN + seed, images)
         return learn.cases, clinic_cohort(recipe.eval_size, HELD_OUT + seed, images).cases, 0
-    cohort = own_cohort(recipe.cases, recipe.split, recipe.free_text, recipe.without_keys())
+    cohort = own_cohort(recipe.cases, recipe.split, recipe.free_text, recipe.without_keys(), images)
     if recipe.eval_split is None:
         learning, held_out = hold_out(cohort.cases, recipe.holdout, seed)
     else:
-        other = own_cohort(recipe.cases, recipe.eval_split, recipe.free_text, recipe.without_keys())
+        other = own_cohort(recipe.cases, recipe.eval_split, recipe.free_text, recipe.without_keys(), images)
         learning, held_out = list(cohort.cases), list(other.cases)
         if shared := shared_images(learning, held_out):
             print(f"note: {shared} images are in both {recipe.split} and {recipe.eval_split}, as the data set has it")

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, TrlParser
 
+from rl.datasets import is_benchmark
 from rl.models import model_string, pinned
 from rl.rollout import NODES
 
@@ -52,7 +53,9 @@ class Consultations:
         "Model strings of the frozen specialists, one for each doctor. Default: the clinic's doctors for the clinic's "
         "cases, and three samples of the policy for cases of one's own.",
     )
-    cases: str | None = setting(None, "JSONL file of cases; default: the clinic's own.")
+    cases: str | None = setting(
+        None, "JSONL file of cases, or a benchmark (`slake`, `slake:FOLDER`); default: the clinic's own."
+    )
     split: str | None = setting(None, "Rows of `cases` to train on, by their `split`.")
     eval_split: str | None = setting(
         None, "Rows of `cases` to measure on. Default: `holdout` of the training rows, held out by image."
@@ -86,6 +89,8 @@ class Consultations:
         for field in ("split", "eval_split"):
             if self.cases is None and (value := getattr(self, field)):
                 raise ValueError(f"{field}: {value!r}, but the clinic's cases have no splits; give --cases FILE.jsonl")
+        if self.cases is not None and is_benchmark(self.cases) and self.split is None:
+            raise ValueError(f"split: name the rows of {self.cases!r} to train on, such as --split train")
         for field in ("train_size", "eval_size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: {getattr(self, field)} is not a number of cases; give 1 or more")

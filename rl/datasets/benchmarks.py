@@ -107,6 +107,11 @@ def read_benchmark(name: str, images: ImageStore, split: str | None = None, subs
     return _selection(name, split, rows, subset, benchmark.splits.get(split))
 
 
+def is_benchmark(name: str | Path) -> bool:
+    """Whether this names a benchmark, rather than a file."""
+    return str(name).partition(":")[0] in BENCHMARKS
+
+
 def _selection(
     name: str, split: str, rows: Iterable[LabeledCase | str], subset: str, published: int | None
 ) -> Selection:

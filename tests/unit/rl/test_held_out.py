@@ -1,24 +1,17 @@
 """Intervals against hand-worked values; the figures of the tiers add up."""
 
-import json
-from argparse import Namespace
-from types import SimpleNamespace
-
 import pytest
 from fakes import answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 
-from rl.cohort import Cohort
 from rl.curriculum import TIERS
-from rl.datasets import LabeledCase
 from rl.held_out import (
     BATCH,
     by_tier,
     decide,
     decided,
-    evaluate,
     interval,
     print_confusion,
     print_table,
@@ -27,7 +20,6 @@ from rl.held_out import (
 )
 from rl.policy import PolicyChatModel
 from rl.rollout import Rollout
-from rl.store import read_traces
 
 EPSILON = 1e-12
 
@@ -153,23 +145,6 @@ async def test_any_chat_model_can_decide(rollout, trace):
     finished = await decide(rollout, upstream, answers("cyst"), "test")
     assert decided(finished) == ["cyst"] * 3
     assert [done.completion_ids for done in finished] == [None] * 3
-
-
-async def test_the_command_tells_the_tiers_apart(monkeypatch, tmp_path, capsys):
-    cases = [LabeledCase(f"c{i}", f"no. {i}", "cyst", ["cyst", "scar"], specialty="Surgeon") for i in range(4)]
-    monkeypatch.setattr("rl.held_out.clinic_cohort", lambda size, seed, images: Cohort(cases))
-    monkeypatch.setattr("rl.held_out.panel", lambda *_: specialist)
-    monkeypatch.setattr("rl.held_out.load_policy", lambda name: fake())
-    arguments = Namespace(
-        model="fake", triage=triage, specialists=None, cases=None, split=None, free_text="skip", size=4, seed=0,
-        out=tmp_path,
-    )  # fmt: skip
-    report = await evaluate(arguments)
-    assert SimpleNamespace(**report["overall"]).accuracy == 0.25
-    assert [report[tier]["n"] for tier in TIERS] == [1, 3, 0]
-    assert (report["triage"]["accuracy"], report["confusion"]) == (0.0, {"Surgeon": {"Radiologist": 4}})
-    assert decided(list(read_traces(tmp_path / "traces.parquet"))) == ["scar", "cyst", "scar", "scar"]
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == report
 
 
 def refers_to(trace, label, specialty):
