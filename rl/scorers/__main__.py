@@ -1,0 +1,58 @@
+"""Where published scorers and the strict reader disagree on the same outputs.
+
+    python -m rl.scorers                             # on one output of each typical kind
+    python -m rl.scorers runs/latest                 # on the attending's stored outputs, a table for each file
+    python -m rl.scorers runs/latest --list 20       # and up to 20 outputs of each file on which they disagree
+
+Tables are Markdown. Answers to open questions, where there are any, have a table of figures.
+"""
+
+import argparse
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from rl.scorers.table import closed_outputs, disagreement_table, open_answers, open_table, output_table, verdicts
+from rl.scorers.typical import TYPICAL
+from rl.store import read_traces, trace_files
+
+KINDS = """One output of each kind; the options are nodule, cyst, scar, normal, or yes, no.
+`lmms_eval_mmmu` draws where it reads nothing."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rl.scorers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("traces", nargs="*", type=Path, help="files of traces, or folders: all below them are read")
+    parser.add_argument(
+        "--list", type=int, default=0, metavar="N", help="show up to N outputs; they are texts of cases. Default: none"
+    )
+    given = parser.parse_args(arguments)
+    if not given.traces:
+        print(KINDS, output_table(TYPICAL), disagreement_table(TYPICAL), sep="\n\n")
+        return
+    try:
+        tables = [table for path in given.traces for file in trace_files(path) for table in _tables(file, given.list)]
+    except ValueError as error:
+        parser.error(str(error))
+    if not tables:
+        parser.error("traces: none is the attending's answer to a question with a key; give rollouts, or decided cases")
+    print(*tables, sep="\n\n")
+
+
+def _tables(file: Path, most: int) -> list[str]:
+    traces = list(read_traces(file))
+    closed, opened = closed_outputs(traces), open_answers(traces)
+    tables = [disagreement_table(closed)] if closed else []
+    divided = (output for output in closed if len(set(verdicts(output).values())) > 1)
+    if listed := list(islice(divided, most)):
+        tables.append(output_table(listed))
+    if opened:
+        tables.append(open_table(opened))
+    return [f"{file}:", *tables] if tables else []
+
+
+if __name__ == "__main__":
+    main()

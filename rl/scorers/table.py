@@ -1,0 +1,146 @@
+"""Where the scorers disagree on the same outputs, as Markdown tables."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from mmedagent_graph.answers import read_answer
+from rl.scorers.lmms_eval import lmms_eval_medevalkit, lmms_eval_mmmu
+from rl.scorers.medevalkit import medevalkit
+from rl.scorers.medvlthinker import medvlthinker, medvlthinker_regrade
+from rl.scorers.open_answers import open_figures
+from rl.scorers.reading import Scorer, place
+from rl.scorers.vlmevalkit import vlmevalkit
+from rl.traces import Trace
+
+EXAMPLES = 3
+"""Ids that are named for each difference."""
+SHOWN = 300
+"""Characters of a text, from its end, where the answer stands."""
+
+
+def strict(text: str, options: Sequence[str], key: str) -> bool:
+    """Ours, by which rewards and evaluation count: `mmedagent_graph.answers.read_answer`."""
+    return read_answer(text, options) == place(options, key)
+
+
+SCORERS: dict[str, Scorer] = {
+    "strict": strict,
+    "medvlthinker": medvlthinker,
+    "medvlthinker_regrade": medvlthinker_regrade,
+    "medevalkit": medevalkit,
+    "vlmevalkit": vlmevalkit,
+    "lmms_eval_mmmu": lmms_eval_mmmu,
+    "lmms_eval_medevalkit": lmms_eval_medevalkit,
+}
+"""By name. Each is a pure function of text, options and key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a model said to a question with options."""
+
+    id: str
+    text: str
+    """As the model wrote it."""
+    options: Sequence[str]
+    key: str
+    """The right option's text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Disagreement:
+    """How a scorer counts, beside the strict one."""
+
+    scorer: str
+    right: int
+    n: int
+    gained: list[str]
+    """Ids of the outputs that it counts as right, and `strict` does not."""
+    lost: list[str]
+    """Ids of those that `strict` counts as right, and it does not."""
+
+
+def disagreements(outputs: Iterable[Output]) -> list[Disagreement]:
+    """Each scorer's count, and where it differs from `strict`."""
+    outputs = list(outputs)
+    counted = [verdicts(output) for output in outputs]
+    pairs = list(zip((output.id for output in outputs), counted, strict=True))
+    return [
+        Disagreement(
+            scorer=name,
+            right=sum(verdict[name] for verdict in counted),
+            n=len(outputs),
+            gained=[id for id, verdict in pairs if verdict[name] and not verdict["strict"]],
+            lost=[id for id, verdict in pairs if verdict["strict"] and not verdict[name]],
+        )
+        for name in SCORERS
+    ]
+
+
+def verdicts(output: Output) -> dict[str, bool]:
+    """Whether each scorer counts an output as right."""
+    return {name: scorer(output.text, output.options, output.key) for name, scorer in SCORERS.items()}
+
+
+def closed_outputs(traces: Iterable[Trace]) -> list[Output]:
+    """What the attending said to questions with options and a key."""
+    return [
+        Output(trace.case, trace.text, trace.options, trace.answer)
+        for trace in traces
+        if trace.node == "attending" and trace.options and trace.text is not None and trace.answer is not None
+    ]
+
+
+def open_answers(traces: Iterable[Trace]) -> list[tuple[str, str]]:
+    """The attending's answers to open questions, and their keys; an answer that could not be read is empty."""
+    return [
+        (trace.decided or "", trace.answer)
+        for trace in traces
+        if trace.node == "attending" and not trace.options and trace.decision is not None and trace.answer is not None
+    ]
+
+
+def disagreement_table(outputs: Sequence[Output]) -> str:
+    """A row for each scorer: accuracy, and how many outputs it counts otherwise than `strict`, some of them by id."""
+    rows = [
+        (row.scorer, f"{100 * row.right / max(1, row.n):.1f}", _some(row.gained), _some(row.lost))
+        for row in disagreements(outputs)
+    ]
+    return _markdown(
+        ("scorer", f"accuracy, % (n={len(outputs)})", "right by it, wrong by strict", "wrong by it, right by strict"),
+        rows,
+    )
+
+
+def output_table(outputs: Iterable[Output]) -> str:
+    """A row for each output, with what every scorer makes of it."""
+    rows = [
+        (output.id, output.key, *("✓" if hit else "" for hit in verdicts(output).values()), _shown(output.text))
+        for output in outputs
+    ]
+    return _markdown(("id", "key", *SCORERS, "output"), rows)
+
+
+def open_table(answers: Sequence[tuple[str, str]]) -> str:
+    """The mean of each figure of open answers."""
+    figures = [open_figures(answer, key) for answer, key in answers]
+    rows = [(name, f"{fmean(figure[name] for figure in figures):.3f}") for name in figures[0]]
+    return _markdown(("open answers", f"mean (n={len(answers)})"), rows)
+
+
+def _some(ids: Sequence[str]) -> str:
+    named = ", ".join(ids[:EXAMPLES]) + (", ..." if len(ids) > EXAMPLES else "")
+    return f"{len(ids)} ({named})" if ids else "0"
+
+
+def _shown(text: str) -> str:
+    """A text in one line, as code, its end if it is long."""
+    tail = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[-SHOWN:])
+    tail = ("..." if len(text) > SHOWN else "") + tail.replace("`", "'")
+    return f"`{tail}`" if tail else ""
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
