@@ -54,14 +54,19 @@ def shared_answers(path: Path) -> BaseCache[Any]:
             time.sleep(0.1)
 
 
-def answers_at(place: str | Path) -> BaseCache[Any]:
-    """The answers in an SQLite file, or in the PostgreSQL database of a URL.
+def answers_at(place: str | Path, seed: int) -> BaseCache[Any]:
+    """The answers of a seed in SQLite, or in the PostgreSQL database of a URL; other seeds' samples are others.
+
+    Args:
+        place: the file (`answers.db`: that of seed 0 is `answers-0.db`), or the URL.
+        seed: of the run.
 
     Raises:
         ValueError: if PostgreSQL's driver is not installed, or the database cannot be reached.
     """
     if not str(place).startswith(POSTGRES):
-        return shared_answers(Path(place))
+        path = Path(place)
+        return shared_answers(path.with_name(f"{path.stem}-{seed}{path.suffix}"))
     try:
         from psycopg_pool import ConnectionPool, PoolTimeout
     except ModuleNotFoundError as error:
@@ -72,7 +77,7 @@ def answers_at(place: str | Path) -> BaseCache[Any]:
     except PoolTimeout as error:
         pool.close()
         raise ValueError(f"cache: the database does not answer within {PATIENCE:g} s ({error})") from error
-    return PostgresCache(pool)
+    return PostgresCache(pool, seed)
 
 
 class PostgresCache(BaseCache[Any]):
@@ -80,16 +85,17 @@ class PostgresCache(BaseCache[Any]):
 
     Args:
         pool: open connections that commit each statement.
+        seed: whose answers these are.
     """
 
-    def __init__(self, pool: "ConnectionPool[Any]") -> None:
+    def __init__(self, pool: "ConnectionPool[Any]", seed: int) -> None:
         super().__init__()
-        self._pool = pool
+        self._pool, self._seed = pool, seed
         with pool.connection() as connection, connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(727201)")  # two that make one table collide
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS mmedagent_answers (namespace text, key text, expires timestamptz, "
-                "encoding text NOT NULL, value bytea NOT NULL, PRIMARY KEY (namespace, key))"
+                "CREATE TABLE IF NOT EXISTS mmedagent_answers (seed bigint, namespace text, key text, "
+                "expires timestamptz, encoding text NOT NULL, value bytea NOT NULL, PRIMARY KEY (seed, namespace, key))"
             )
 
     def get(self, keys: Sequence[FullKey]) -> dict[FullKey, Any]:
@@ -98,8 +104,9 @@ class PostgresCache(BaseCache[Any]):
         with self._pool.connection() as connection:
             rows = connection.execute(
                 "SELECT namespace, key, encoding, value FROM mmedagent_answers JOIN unnest(%s::text[], %s::text[]) "
-                "AS asked (namespace, key) USING (namespace, key) WHERE expires IS NULL OR expires > now()",
-                ([name for name, _ in by_name], [key for _, key in by_name]),
+                "AS asked (namespace, key) USING (namespace, key) "
+                "WHERE seed = %s AND (expires IS NULL OR expires > now())",
+                ([name for name, _ in by_name], [key for _, key in by_name], self._seed),
             ).fetchall()
         return {by_name[name, key]: self.serde.loads_typed((encoding, value)) for name, key, encoding, value in rows}
 
@@ -109,11 +116,11 @@ class PostgresCache(BaseCache[Any]):
         rows = []
         for (namespace, key), (value, seconds) in pairs.items():
             expires = None if seconds is None else now + datetime.timedelta(seconds=seconds)
-            rows.append((_joined(namespace), key, expires, *self.serde.dumps_typed(value)))
+            rows.append((self._seed, _joined(namespace), key, expires, *self.serde.dumps_typed(value)))
         with self._pool.connection() as connection, connection.cursor() as cursor:
             cursor.executemany(
-                "INSERT INTO mmedagent_answers VALUES (%s, %s, %s, %s, %s) ON CONFLICT (namespace, key) DO UPDATE "
-                "SET expires = excluded.expires, encoding = excluded.encoding, value = excluded.value",
+                "INSERT INTO mmedagent_answers VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (seed, namespace, key) "
+                "DO UPDATE SET expires = excluded.expires, encoding = excluded.encoding, value = excluded.value",
                 rows,
             )
 
@@ -121,10 +128,11 @@ class PostgresCache(BaseCache[Any]):
         """Forget all, or these namespaces."""
         with self._pool.connection() as connection:
             if namespaces is None:
-                connection.execute("DELETE FROM mmedagent_answers")
+                connection.execute("DELETE FROM mmedagent_answers WHERE seed = %s", (self._seed,))
             else:
                 names = [_joined(namespace) for namespace in namespaces]
-                connection.execute("DELETE FROM mmedagent_answers WHERE namespace = ANY(%s)", (names,))
+                forget = "DELETE FROM mmedagent_answers WHERE seed = %s AND namespace = ANY(%s)"
+                connection.execute(forget, (self._seed, names))
 
     async def aget(self, keys: Sequence[FullKey]) -> dict[FullKey, Any]:
         """As `get`."""

@@ -1,0 +1,216 @@
+"""The systems of an evaluation: what a YAML file says of each, and the graph that it is.
+
+    systems:
+      alone: {system: single, model: vllm:Qwen/Qwen2.5-VL-7B-Instruct}
+      untrained: {system: mmedagent, triage: vllm:Qwen/Qwen2.5-VL-7B-Instruct, ...}
+      trained: {system: mmedagent, triage: vllm:triage, specialists: [openai:gpt-4o], attending: vllm:attending}
+      scaled: {system: mmedagent, triage: vllm:triage, ..., votes: 9}
+      consistent: {system: self_consistency, model: vllm:..., match_tokens: scaled}
+
+A triage doctor may also be `random` or `random:SEED`, which draws the specialty, or `label`, which is told it by the
+data set: the bound that routing alone can reach.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import yaml
+from langchain_core.rate_limiters import InMemoryRateLimiter
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mmedagent_graph import baselines, build_graph
+from mmedagent_graph.consultation import Consultation
+from mmedagent_graph.context import Count, Share, Votes
+from mmedagent_graph.images import ImageStore
+from mmedagent_graph.many import in_one_line
+from mmedagent_graph.models import load_model, sampled
+from mmedagent_graph.state import TriageInput
+from rl.datasets import LabeledCase
+
+Kind = Literal[
+    "mmedagent",
+    "single",
+    "self_consistency",
+    "majority_vote",
+    "one_specialist",
+    "all_specialties",
+    "med_agents",
+    "md_agents",
+]
+PANEL = {"triage", "specialists"}
+TAKES: dict[str, set[str]] = {
+    "mmedagent": {*PANEL, "attending", "doctors", "votes", "abstain_below", "max_referrals"},
+    "single": {"model"},
+    "self_consistency": {"model", "samples", "match_tokens"},
+    "majority_vote": {*PANEL, "doctors"},
+    "one_specialist": {*PANEL},
+    "all_specialties": {"specialists", "attending", "doctors"},
+    "med_agents": {"model", "rounds"},
+    "md_agents": {"model", "rounds"},
+}
+"""What may be said of each system."""
+NEEDS = ("model", "triage", "specialists", "attending")
+"""What must be said of a system that takes it."""
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+RANDOM = re.compile(r"random(?::(\d+))?")
+LABEL = "label"
+
+
+class System(BaseModel):
+    """One system, as a YAML file describes it.
+
+    Raises:
+        ValidationError: (a ValueError) that names the field, the value and what is valid.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    system: Kind
+    model: str | None = None
+    triage: str | None = None
+    specialists: str | list[str] | None = None
+    attending: str | None = None
+    doctors: int | None = Field(None, ge=1)
+    votes: Votes | None = None
+    abstain_below: Share | None = None
+    max_referrals: Count | None = None
+    samples: int | None = Field(None, ge=1)
+    match_tokens: str | None = None
+    rounds: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _says_what_its_kind_takes(self) -> "System":
+        taken = TAKES[self.system]
+        given = {name for name in type(self).model_fields if name != "system" and getattr(self, name) is not None}
+        if wrong := sorted(given - taken):
+            raise ValueError(f"{', '.join(wrong)}: {self.system} takes none; it takes {', '.join(sorted(taken))}")
+        if missing := [name for name in NEEDS if name in taken - given]:
+            raise ValueError(f"{', '.join(missing)}: {self.system} needs it; give a model string")
+        if self.triage and self.triage.startswith("random") and not RANDOM.fullmatch(self.triage):
+            raise ValueError(f"triage: {self.triage!r} is none; give random, or random:SEED with a whole number")
+        if self.samples and self.match_tokens:
+            raise ValueError("samples: it is what match_tokens finds out; give one of them")
+        return self
+
+    def build(
+        self,
+        cases: Sequence[LabeledCase],
+        images: ImageStore,
+        models: "Models",
+        samples: int | None = None,
+        **common: Any,
+    ) -> Consultation:
+        """The graph.
+
+        Args:
+            cases: that it will be asked, for a triage by `label`.
+            images: their store.
+            models: who loads the models.
+            samples: of self-consistency, in place of its own.
+            common: what every system takes: cache, retry_policy, timeout.
+        """
+        common = {"images": images, **common}
+        given = {name: getattr(self, name) for name in TAKES[self.system] if getattr(self, name) is not None}
+        given.pop("match_tokens", None)
+        if samples:
+            given["samples"] = samples
+        for name in ("model", "attending"):
+            if name in given:
+                given[name] = models(given[name])
+        if "triage" in given:
+            given["triage"] = self._triage(cases, images, models)
+        if "specialists" in given:
+            given["specialists"] = self._specialists(models)
+        if self.system == "one_specialist":
+            given["specialist"] = given.pop("specialists")
+        factory = {"mmedagent": build_graph}.get(self.system) or getattr(baselines, self.system)
+        return cast(Callable[..., Consultation], factory)(**given, **common)
+
+    def _triage(self, cases: Sequence[LabeledCase], images: ImageStore, models: "Models") -> Any:
+        if drawn := RANDOM.fullmatch(str(self.triage)):
+            return baselines.random_triage(seed=int(drawn[1] or 0))
+        return _labelled(cases, images) if self.triage == LABEL else models(str(self.triage))
+
+    def _specialists(self, models: "Models") -> Any:
+        """One for all doctors, or one for each; they are samples, or three doctors with one model would be one."""
+        several = isinstance(self.specialists, list)
+        named = self.specialists if isinstance(self.specialists, list) else [str(self.specialists)]
+        doctors = [sampled(models(name)) for name in named]
+        return doctors if several else doctors[0]
+
+
+class Models:
+    """Loads the models of all systems, each once.
+
+    Args:
+        per_minute: at most so many requests a minute to each model. Default: no limit.
+    """
+
+    def __init__(self, per_minute: float | None = None) -> None:
+        self._per_minute, self._known = per_minute, dict[str, Any]()
+
+    def __call__(self, name: str) -> Any:
+        """The model of a string.
+
+        Raises:
+            ValueError: naming what is wrong with it.
+        """
+        if name not in self._known:
+            self._known[name] = load_model(name)
+            if self._per_minute:
+                self._known[name].rate_limiter = InMemoryRateLimiter(requests_per_second=self._per_minute / 60)
+        return self._known[name]
+
+
+def _labelled(cases: Sequence[LabeledCase], images: ImageStore) -> Callable[[TriageInput], dict[str, Any]]:
+    """A triage that is told the label; it knows a case by what it is asked."""
+    if without := [case.id for case in cases if case.specialty is None]:
+        raise ValueError(f"triage: label, but {len(without)} cases have none ({without[0]!r} first); name a model")
+    labels: dict[str, str | None] = {}
+
+    def asked(given: Mapping[str, Any]) -> str:
+        return json.dumps([given["question"], given["options"], given["images"], given["context"]])
+
+    def triage(given: TriageInput) -> dict[str, Any]:
+        if not labels:
+            labels.update((asked(case.given().fields(images)), case.specialty) for case in cases)
+        return {"specialty": labels[asked(given)]}
+
+    return triage
+
+
+def read_systems(path: Path) -> dict[str, System]:
+    """The systems of a YAML file, by their names.
+
+    Raises:
+        ValueError: naming the file, the system, the field and what is valid.
+    """
+    try:
+        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"systems: {str(path)!r} cannot be read ({error}); give a YAML file") from error
+    listed = told.get("systems") if isinstance(told, dict) else None
+    if not (isinstance(listed, dict) and listed):
+        raise ValueError(f"systems: {str(path)!r} names none; it must have `systems:`, with a name for each")
+    systems = {str(name): _system(path, str(name), fields) for name, fields in listed.items()}
+    for name, system in systems.items():
+        others = ", ".join(other for other, known in systems.items() if not known.match_tokens)
+        if system.match_tokens and (system.match_tokens not in systems or systems[system.match_tokens].match_tokens):
+            raise ValueError(f"{path}: {name}: match_tokens: cannot match {system.match_tokens!r}; there are {others}")
+    return systems
+
+
+def _system(path: Path, name: str, fields: Any) -> System:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{path}: {name!r} is no name; use letters, digits and . + - _, for it names a folder")
+    if not isinstance(fields, dict) or fields.get("system") not in get_args(Kind):
+        kinds = ", ".join(get_args(Kind))
+        told = fields.get("system") if isinstance(fields, dict) else fields
+        raise ValueError(f"{path}: {name}: system: {told!r} is unknown; choose one of {kinds}")
+    try:
+        return System(**fields)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {name}: {in_one_line(error)}") from None
