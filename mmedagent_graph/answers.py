@@ -19,6 +19,7 @@ __all__ = [
     "read_answer",
     "read_free_text",
     "read_name",
+    "read_statement",
     "same_text",
     "split_reasoning",
     "well_formed",
@@ -114,7 +115,7 @@ def _only(text: str, options: Sequence[str], reading: Callable[[str, Sequence[st
     """Return the one option that all the readings of what ``text`` states agree on."""
     if isinstance(options, str) or not options:
         raise ValueError("options: must be a non-empty sequence of option texts")
-    statement = _statement(text)
+    statement = read_statement(text)
     if statement is None:
         return None
     texts = [_normalise(option) for option in options]
@@ -131,12 +132,42 @@ def read_free_text(text: str) -> str | None:
     leading complete ``<think>`` block, if it has at most 200 characters. An empty answer, or one with a stray tag in
     it, is ``None``.
     """
-    statement = _statement(text)
+    statement = read_statement(text)
     if statement is None or _TAG.search(statement):
         return None
     answer = " ".join(statement.split())
     paired = any(_kind(tag) == "answer" for tag in _TAG.finditer(text))  # else there were no answer tags at all
     return answer if answer and (paired or len(answer) <= _FREE_LIMIT) else None
+
+
+def read_statement(text: str) -> str | None:
+    """Return the part of an output that has to state the answer, as it is written; see `read_answer` for where.
+
+    ``None`` where tags are missing or misplaced.
+    """
+    opening: int | None = None
+    pair: slice | None = None
+    thinks: list[re.Match[str]] = []
+    tagged = False
+    for tag in _TAG.finditer(text):
+        kind = _kind(tag)
+        if kind == "answer":
+            opening = tag.end()
+        elif kind == "/answer" and opening is not None:
+            pair, opening = slice(opening, tag.start()), None
+        elif kind.endswith("think"):
+            thinks.append(tag)
+        tagged = tagged or kind.endswith("answer")
+    if pair is not None:
+        return text[pair]
+    if tagged:
+        return None
+    if not thinks:
+        return text
+    leading = not text[: thinks[0].start()].strip()
+    if leading and [_kind(tag) for tag in thinks] == ["think", "/think"]:
+        return text[thinks[1].end() :]
+    return None
 
 
 def same_text(a: str, b: str) -> bool:
@@ -178,33 +209,6 @@ def well_formed(text: str) -> bool:
 def _kind(tag: re.Match[str]) -> str:
     """Return "think", "/think", "answer" or "/answer"."""
     return tag["slash"] + tag["name"].lower()
-
-
-def _statement(text: str) -> str | None:
-    """Return the part of an output that has to state the answer; ``None`` where tags are missing or misplaced."""
-    opening: int | None = None
-    pair: slice | None = None
-    thinks: list[re.Match[str]] = []
-    tagged = False
-    for tag in _TAG.finditer(text):
-        kind = _kind(tag)
-        if kind == "answer":
-            opening = tag.end()
-        elif kind == "/answer" and opening is not None:
-            pair, opening = slice(opening, tag.start()), None
-        elif kind.endswith("think"):
-            thinks.append(tag)
-        tagged = tagged or kind.endswith("answer")
-    if pair is not None:
-        return text[pair]
-    if tagged:
-        return None
-    if not thinks:
-        return text
-    leading = not text[: thinks[0].start()].strip()
-    if leading and [_kind(tag) for tag in thinks] == ["think", "/think"]:
-        return text[thinks[1].end() :]
-    return None
 
 
 def _normalise(text: str) -> str:

@@ -16,6 +16,7 @@ from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.runnables.config import merge_configs
 from langchain_core.runnables.graph import Graph
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph.state import CompiledStateGraph, StateGraph
 from langgraph.types import Command
 from pydantic import BaseModel, TypeAdapter
@@ -23,12 +24,10 @@ from pydantic import BaseModel, TypeAdapter
 from mmedagent_graph.case import Case
 from mmedagent_graph.chat import asked
 from mmedagent_graph.context import Contexts, run_context
-from mmedagent_graph.images import ImageStore
+from mmedagent_graph.images import ImageStore, default_store
 from mmedagent_graph.nodes.standing import HANDLED
-from mmedagent_graph.state import ConsultationInput, ConsultationOutput, ConsultationState, DeliberationState
+from mmedagent_graph.state import ConsultationInput, ConsultationOutput, ConsultationState
 
-ANEW: dict[str, Any] = dict.fromkeys(DeliberationState.__annotations__)
-"""Nothing of an earlier consultation on the same thread: None begins every channel anew."""
 LOADING = ThreadPoolExecutor(64, "mmedagent-graph-load")
 """For the loading of models. Most of its threads wait for one that another loads; images have a pool of their own."""
 
@@ -121,7 +120,8 @@ class Consultation(CompiledStateGraph[ConsultationState, Any, ConsultationInput,
             self.builder.contexts.prepare(context)
         if given is None or isinstance(given, Command):
             return given
-        received = {key: value for key, value in ANEW.items() if key in self.channels}
+        # nothing of an earlier consultation on the same thread: None begins every channel anew
+        received: dict[str, Any] = dict.fromkeys(self.builder.state_schema.__annotations__)
         received["case"] = Case.of(given).fields(self.builder.images)
         if self.builder.contexts and context:
             received["kept"] = self.builder.contexts.keep(context)
@@ -149,6 +149,19 @@ class Consultation(CompiledStateGraph[ConsultationState, Any, ConsultationInput,
             del graph.nodes[name]
             graph.edges = [edge for edge in graph.edges if name not in (edge.source, edge.target)]
         return graph
+
+
+def kept_images(images: ImageStore | None, checkpointer: Any) -> ImageStore:
+    """Where a graph's images are kept: by default in a temporary folder of the process.
+
+    Raises:
+        ValueError: if its checkpoints would outlive them.
+    """
+    if images is None and isinstance(checkpointer, BaseCheckpointSaver) and not isinstance(checkpointer, InMemorySaver):
+        raise ValueError(
+            "images: checkpoints that outlive the process need images that do, too; give ImageStore(folder)"
+        )
+    return images or default_store()
 
 
 async def _in_thread(call: Callable[[], Any], executor: Executor | None = None) -> Any:

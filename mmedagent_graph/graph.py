@@ -13,22 +13,20 @@ from typing import Any, cast
 
 from langgraph.cache.base import BaseCache
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START
 from langgraph.store.base import BaseStore
 from langgraph.types import RetryPolicy, Send, TimeoutPolicy
 
 from mmedagent_graph.answers import same_text
-from mmedagent_graph.chat import reply
-from mmedagent_graph.consultation import Builder, Consultation
+from mmedagent_graph.consultation import Builder, Consultation, kept_images
 from mmedagent_graph.context import Context, Contexts, Settings, Votes
 from mmedagent_graph.deliberation import Deliberation, hear
 from mmedagent_graph.frozen import FrozenAnswers
-from mmedagent_graph.images import ImageStore, default_store
+from mmedagent_graph.images import ImageStore
 from mmedagent_graph.models import Loader
 from mmedagent_graph.nodes import Attending, Specialist, Swappable, Triage, Voter
-from mmedagent_graph.nodes.attending import attending_input, failed_vote
-from mmedagent_graph.nodes.base import Answering, Update
+from mmedagent_graph.nodes.attending import attending_input, failed_vote, replied
+from mmedagent_graph.nodes.base import Answering
 from mmedagent_graph.nodes.specialist import failed
 from mmedagent_graph.nodes.staff import Panel, Staff
 from mmedagent_graph.nodes.standing import Standing, says_so
@@ -109,12 +107,8 @@ def build_graph(
         ValueError: naming the argument and the valid choices.
     """
     settings = Settings(votes=votes, abstain_below=abstain_below, review=review, max_referrals=max_referrals)
-    specialties = _checked_specialties(specialties)
-    if images is None and isinstance(checkpointer, BaseCheckpointSaver) and not isinstance(checkpointer, InMemorySaver):
-        raise ValueError(
-            "images: checkpoints that outlive the process need images that do, too; give ImageStore(folder)"
-        )
-    pictures = images or default_store()
+    specialties = checked_specialties(specialties)
+    pictures = kept_images(images, checkpointer)
     frozen = FrozenAnswers(cache) if cache is not None else None
     load = Loader()
     ours = isinstance(context_schema, type) and issubclass(context_schema, Context)
@@ -162,17 +156,13 @@ def build_graph(
         builder.add_node("review", deliberation.review, destinations=("specialist", END))
     else:
         deciding = staff.member(Attending(pictures), attending, "attending")
-        add("attending", deciding, enter=attending_input, leave=_replied)
+        add("attending", deciding, enter=attending_input, leave=replied)
         builder.add_edge("attending", END)
     return builder.compile(checkpointer=checkpointer, store=store, cache=cache, name=name)
 
 
 def _triage_input(state: ConsultationState) -> TriageInput:
     return TriageInput(**state["case"])
-
-
-def _replied(update: Update, _: Any) -> Update:
-    return {**update, "messages": [reply(update["decision"])]}
 
 
 def _by_node(given: Any, argument: str) -> dict[str, Any]:
@@ -184,7 +174,12 @@ def _by_node(given: Any, argument: str) -> dict[str, Any]:
     return dict(given)
 
 
-def _checked_specialties(specialties: Sequence[str]) -> tuple[str, ...]:
+def checked_specialties(specialties: Sequence[str]) -> tuple[str, ...]:
+    """The specialties of a graph.
+
+    Raises:
+        ValueError: if they are not a list of one or more different names.
+    """
     if isinstance(specialties, str) or not all(isinstance(name, str) and name.strip() for name in specialties):
         raise ValueError(f"specialties: {specialties!r} is not a list of names, such as {list(SPECIALTIES)}")
     for i, specialty in enumerate(specialties):

@@ -46,23 +46,23 @@ def triage_messages(state: TriageInput, specialties: Sequence[str], store: Image
     """The triage doctor's prompt: the case, and the specialties to choose from."""
     described = [f"{name}: {SPECIALTIES[name]}" if name in SPECIALTIES else name for name in specialties]
     question = [f"Question: {state['question']}", "Specialties:", *described]
-    return _messages([TRIAGE, ONE_SPECIALTY, FORMAT], question, state, store)
+    return as_messages([TRIAGE, ONE_SPECIALTY, FORMAT], question, state, store)
 
 
 def specialist_messages(state: SpecialistInput, store: ImageStore) -> list[BaseMessage]:
     """A specialist's prompt: the case alone, so that the opinions are independent (paper, section 3)."""
-    system = [SPECIALIST.format(specialty=state["specialty"]), _how_to_answer(state), FORMAT]
-    return _messages(system, _case_lines(state), state, store)
+    system = [SPECIALIST.format(specialty=state["specialty"]), how_to_answer(state), FORMAT]
+    return as_messages(system, case_lines(state), state, store)
 
 
 def attending_messages(state: AttendingInput | Ballot, store: ImageStore) -> list[BaseMessage]:
     """The attending physician's prompt: the case, and every opinion in the order of the doctors."""
-    heard = [line for opinion in state["opinions"] for line in _opinion_lines(opinion)]
-    question = [*_case_lines(state), "Opinions:", *(heard or [UNHEARD])]
-    system = [ATTENDING, _how_to_answer(state)]
+    heard = [line for opinion in state["opinions"] for line in opinion_lines(opinion)]
+    question = [*case_lines(state), "Opinions:", *(heard or [UNHEARD])]
+    system = [ATTENDING, how_to_answer(state)]
     if offered := cast(Ballot, state).get("may_refer"):
         system.append(MORE_HELP.format(choices="; ".join(map(refer_to, offered))))
-    return _messages([*system, FORMAT], question, state, store)
+    return as_messages([*system, FORMAT], question, state, store)
 
 
 def refer_to(specialty: str) -> str:
@@ -70,11 +70,13 @@ def refer_to(specialty: str) -> str:
     return f"refer to {specialty}"
 
 
-def _how_to_answer(state: CaseFields) -> str:
+def how_to_answer(state: CaseFields) -> str:
+    """What an answer has to be."""
     return ONE_OPTION if state["options"] else FEW_WORDS
 
 
-def _case_lines(state: CaseFields) -> list[str]:
+def case_lines(state: CaseFields) -> list[str]:
+    """The case in words: its context, the question, and the options with their letters."""
     lines = [f"Context: {state['context']}"] if state["context"] else []
     lines.append(f"Question: {state['question']}")
     if state["options"]:
@@ -83,7 +85,8 @@ def _case_lines(state: CaseFields) -> list[str]:
     return lines
 
 
-def _opinion_lines(opinion: Opinion) -> list[str]:
+def opinion_lines(opinion: Opinion) -> list[str]:
+    """Who said what, and why."""
     who = f"Doctor {opinion['doctor']} ({opinion['specialty']}): "
     lines = [who + (UNHEARD if opinion["answer"] is None else opinion["answer"])]
     if opinion["reasoning"]:
@@ -91,8 +94,8 @@ def _opinion_lines(opinion: Opinion) -> list[str]:
     return lines
 
 
-def _messages(system: list[str], user: list[str], state: CaseFields, store: ImageStore) -> list[BaseMessage]:
-    """Images come before the words of the user's turn, where Qwen2.5-VL and TRL put them."""
+def as_messages(system: list[str], user: list[str], state: CaseFields, store: ImageStore) -> list[BaseMessage]:
+    """One system turn and one user turn; images come before its words, where Qwen2.5-VL and TRL put them."""
     words = "\n".join(user)
     if not state["images"]:  # a plain text: servers of models that only read take nothing else
         return [SystemMessage("\n".join(system)), HumanMessage(words)]

@@ -7,6 +7,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 
 from mmedagent_graph.answers import read_name, split_reasoning
+from mmedagent_graph.chat import reply
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.nodes.base import Update, checked_answer, stated
 from mmedagent_graph.prompts import attending_messages, refer_to
@@ -49,6 +50,11 @@ def attending_input(state: ConsultationState) -> AttendingInput:
     """What the attending is given where a consultation stands: the same in the graph and in training."""
     referral = state["referral"] or Referral(specialty=None, reasoning="")
     return AttendingInput(**state["case"], referral=referral, opinions=state["opinions"])
+
+
+def replied(update: Update, _: Any) -> Update:
+    """What the node that decides writes: the decision, and the reply in a chat."""
+    return {**update, "messages": [reply(update["decision"])]}
 
 
 def _vote(

@@ -27,18 +27,22 @@ Update = dict[str, Any]
 """What a node writes into the state."""
 
 
-class Node(Protocol):
-    """A learnable node: the words before the model and the reading after it."""
+class Asked(Protocol):
+    """What a model is put into: the words before it and the reading after it."""
 
     @property
     def name(self) -> str:
-        """`triage`, `specialist` or `attending`."""
+        """`triage`, `specialist` or `attending`; in a baseline, one of its roles."""
 
     def render(self, state: Any) -> list[BaseMessage]:
         """The messages to put to the model."""
 
     def read(self, text: str, state: Any) -> Update:
         """The update that the model's text amounts to. Never raises on a text, however malformed."""
+
+
+class Node(Asked, Protocol):
+    """A learnable node, in whose place somebody's own may stand."""
 
     def accept(self, output: Mapping[str, Any], state: Any) -> Update:
         """The update that a swapped-in node's output amounts to.
@@ -84,7 +88,7 @@ class ByModel:
         frozen: where answers are kept, and looked up before the model is asked. Default: nowhere.
     """
 
-    def __init__(self, node: Node, model: ChatModel, frozen: FrozenAnswers | None = None) -> None:
+    def __init__(self, node: Asked, model: ChatModel, frozen: FrozenAnswers | None = None) -> None:
         self.node, self.model, self.frozen = node, model, frozen
 
     def call(self, state: Any, config: RunnableConfig | None = None) -> Update:

@@ -26,7 +26,7 @@ class Specialist:
 
     def read(self, text: str, state: SpecialistInput) -> Update:
         """`{"opinions": [one opinion]}`."""
-        return _said(state, *stated(text, state["options"]), split_reasoning(text))
+        return said(state, *stated(text, state["options"]), split_reasoning(text))
 
     def accept(self, output: Mapping[str, Any], state: SpecialistInput) -> Update:
         """A swapped-in specialist's opinion."""
@@ -35,17 +35,18 @@ class Specialist:
         elif "opinions" in output:
             output = output["opinions"][-1]
         answer, index = checked_answer(output, state["options"], "opinion")
-        return _said(state, answer, index, str(output.get("reasoning", "")))
+        return said(state, answer, index, str(output.get("reasoning", "")))
 
 
 def failed(state: SpecialistInput, error: BaseException) -> Update:
     """The opinion of a specialist that raised: it says so, and the attending goes on with the others."""
-    update = _said(state, None, None, "")
+    update = said(state, None, None, "")
     update["opinions"][0]["error"] = f"{type(error).__name__}: {error}"
     return update
 
 
-def _said(state: SpecialistInput, answer: str | None, index: int | None, reasoning: str) -> Update:
+def said(state: SpecialistInput, answer: str | None, index: int | None, reasoning: str) -> Update:
+    """One opinion, by whoever the state says."""
     opinion = Opinion(
         specialty=state["specialty"],
         doctor=state["doctor"],

@@ -75,17 +75,18 @@ class Standing(Runnable[Any, Any]):
             raise
 
 
-def says_so(failed: Callable[[Any, BaseException], Update]) -> Callable[..., Command[Any]]:
+def says_so(failed: Callable[[Any, BaseException], Update], goto: str = "attending") -> Callable[..., Command[Any]]:
     """An error handler that lets the attending go on with what a failure amounts to.
 
     Args:
         failed: makes the update of the node's input and the failure.
+        goto: who goes on, where it is not the attending.
     """
 
     def handle(state: Any, error: NodeError) -> Command[Any]:
         update = failed(state, error.error)
         _announce(update, state)
-        return Command(update=update, goto="attending")
+        return Command(update=update, goto=goto)
 
     return handle
 
