@@ -38,6 +38,17 @@ from rl.systems import Models, System, read_systems
 from rl.traces import Trace
 from rl.trials import Budget, Shard, Trial
 
+WIDTH = 150
+"""Characters of a table, also where its reader is no terminal."""
+ATTENDING = {
+    "majority right": "majority",
+    "right to wrong": "right_to_wrong",
+    "wrong to right": "wrong_to_right",
+    "conforms": "conformity",
+    "conforms to the wrong": "conformity_when_wrong",
+    "suppresses a minority": "minority_suppression",
+}
+"""The columns of the second table."""
 CONSULTATION = "mmedagent"
 """The name of the system that flags describe."""
 
@@ -208,26 +219,38 @@ def _against(some: Sequence[Outcome], reference: Mapping[str, Outcome], seed: in
 
 
 def print_results(title: str, told: Mapping[str, Any]) -> None:
-    """A row for each system: accuracy in %, what the attending does to its specialists' majority, and cost."""
-    table = Table(title=title)
-    table.add_column("", no_wrap=True)
-    for column in ("n", "accuracy", *TIERS, "unparsed", "right->wrong", "wrong->right", "calls", "tokens", "p"):
-        table.add_column(column, justify="right")
+    """Tables of all systems: accuracy in % by tier and what it cost, and what became of the specialists' majority."""
+    accuracy = _table(title, ("n", "accuracy", *TIERS, "unparsed", "calls", "tokens", "p"))
+    attending = _table(f"{title}: the attending", tuple(ATTENDING))
     for name, row in told.items():
         tiers = [row["by"]["tier"].get(tier, {"value": None}) for tier in TIERS]
-        flips = [row["attending"][flip] for flip in ("right_to_wrong", "wrong_to_right")]
-        cost = row["cost"]
+        cost, compared = row["cost"], row["against_reference"]
         tokens = None if cost["calls"] is None else cost["input_tokens"] + cost["output_tokens"]
-        compared = row["against_reference"]
-        table.add_row(
+        accuracy.add_row(
             name,
             str(row["accuracy"]["n"]),
             _percent(row["accuracy"], interval=True),
-            *(_percent(figure) for figure in (*tiers, row["unparsed"], *flips)),
+            *(_percent(figure) for figure in (*tiers, row["unparsed"])),
             *("-" if spent is None else f"{spent:.1f}" for spent in (cost["calls"], tokens)),
             "" if compared is None else f"{compared['p']:.3g}",
         )
-    Console().print(table)
+        attending.add_row(name, *(_percent(row["attending"][figure], interval=True) for figure in ATTENDING.values()))
+        if failed := row["failed_cases"]:
+            print(
+                f"note: {len(failed)} cases of {name} failed ({', '.join(failed):.200}); the same command tries them again"
+            )
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    console.print(accuracy)
+    console.print(attending)
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
 
 
 def _percent(figure: Mapping[str, Any], interval: bool = False) -> str:
@@ -297,3 +320,7 @@ async def _samples(work: Work, own: Trial, system: System, against: Trial, chose
 
 def _tokens(trace: Trace) -> int:
     return sum((call.input_tokens or 0) + (call.output_tokens or 0) for call in trace.calls)
+
+
+if __name__ == "__main__":
+    main()

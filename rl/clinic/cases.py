@@ -110,4 +110,5 @@ def make_cases(n: int, seed: int, store: ImageStore) -> Iterator[ClinicCase]:
         )
         options = [] if rng.random() < OPEN else [str(option) for option in rng.permutation(FINDINGS)]
         image = store.put(make_image(key, rng))
-        yield ClinicCase(f"clinic-{seed}-{i}", QUESTION, finding, options, [image], None, key.specialty, key)
+        seen = {"image": "clear" if key.clear else "noise"}
+        yield ClinicCase(f"clinic-{seed}-{i}", QUESTION, finding, options, [image], None, key.specialty, seen, key)

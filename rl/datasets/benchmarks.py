@@ -242,6 +242,8 @@ SUBJECTS = (
     "Public_Health",
 )
 """MMMU's Health & Medicine."""
+WITHHELD = "?"
+"""The answers of its test split."""
 
 
 def _mmmu(files: Files, split: str, images: ImageStore) -> Rows:
@@ -251,19 +253,17 @@ def _mmmu(files: Files, split: str, images: ImageStore) -> Rows:
         for row in files.parquet(f"{subject}/{split}-*.parquet"):
             options = [str(option).strip() for option in ast.literal_eval(row["options"])]
             closed = row["question_type"] == "multiple-choice"
-            answer: str | None = row["answer"].strip()
-            if answer == "?":  # its test split's keys are withheld
-                answer = None
-            elif closed:
-                place = LETTERS.find(answer) if len(answer or "") == 1 else -1
+            key = row["answer"].strip()
+            if closed and key != WITHHELD:
+                place = LETTERS.find(key) if len(key) == 1 else -1
                 if not 0 <= place < len(options):
                     yield "the answer is none of the options"
                     continue
-                answer = options[place]
+                key = options[place]
             yield LabeledCase(
                 id=f"mmmu-{row['id']}",
                 question=row["question"],
-                answer=answer,
+                answer=None if key == WITHHELD else key,
                 options=options if closed else [],
                 images=[ref for n in range(1, 8) for ref in pictures.put(row[f"image_{n}"])],
                 groups={"subject": subject, "subfield": row["subfield"], "question_type": row["question_type"]},
