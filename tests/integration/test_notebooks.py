@@ -106,7 +106,7 @@ def texts(book: Any) -> Iterator[str]:
 
 
 def test_there_are_notebooks():
-    assert len(NOTEBOOKS) == 5
+    assert len(NOTEBOOKS) == 6
 
 
 @pytest.mark.timeout(900)  # one of them trains
