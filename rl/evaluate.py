@@ -236,9 +236,7 @@ def print_results(title: str, told: Mapping[str, Any]) -> None:
         )
         attending.add_row(name, *(_percent(row["attending"][figure], interval=True) for figure in ATTENDING.values()))
         if failed := row["failed_cases"]:
-            print(
-                f"note: {len(failed)} cases of {name} failed ({', '.join(failed):.200}); the same command tries them again"
-            )
+            print(f"note: {len(failed)} cases of {name} failed, {', '.join(failed):.200}; the same command tries again")
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(accuracy)
