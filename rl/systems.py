@@ -7,8 +7,8 @@
       scaled: {system: mmedagent, triage: vllm:triage, ..., votes: 9}
       consistent: {system: self_consistency, model: vllm:..., match_tokens: scaled}
 
-A triage doctor may also be `random` or `random:SEED`, which draws the specialty, or `label`, which is told it by the
-data set: the bound that routing alone can reach.
+A triage doctor may also be `random` or `random:SEED`, which draws the specialty; `label`, which is told it by the data
+set: the bound that routing alone can reach; or `nobody`, who refers to no one, so that the attending decides alone.
 """
 
 import json
@@ -56,7 +56,7 @@ NEEDS = ("model", "triage", "specialists", "attending")
 """What must be said of a system that takes it."""
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 RANDOM = re.compile(r"random(?::(\d+))?")
-LABEL = "label"
+LABEL, NOBODY = "label", "nobody"
 
 
 class System(BaseModel):
@@ -132,6 +132,8 @@ class System(BaseModel):
     def _triage(self, cases: Sequence[LabeledCase], images: ImageStore, models: "Models") -> Any:
         if drawn := RANDOM.fullmatch(str(self.triage)):
             return baselines.random_triage(seed=int(drawn[1] or 0))
+        if self.triage == NOBODY:
+            return lambda _: {"specialty": None}
         return _labelled(cases, images) if self.triage == LABEL else models(str(self.triage))
 
     def _specialists(self, models: "Models") -> Any:
