@@ -38,7 +38,8 @@ BASE = "base"
 SPECIAL = ("random", "label", "nobody")
 GRPO = ("--train_size", "1000", "--stage_steps", "60", "90", "90")
 """Of the clinic's attendings, so that all of the table is made in an hour."""
-BACKWARDS = (*GRPO, "--stage_steps", "90", "90", "60", "--rehearsal", *"0.45 0.3 0.25 0.4 0.4 0.2 0.6 0.3 0.1".split())
+BACKWARDS = ("--train_size", "1000", "--stage_steps", "90", "90", "60")
+BACKWARDS += ("--rehearsal", "0.45", "0.3", "0.25", "0.4", "0.4", "0.2", "0.6", "0.3", "0.1")
 """The steps and tiers of each stage in the other order."""
 
 
