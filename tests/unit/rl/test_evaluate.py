@@ -1,0 +1,184 @@
+"""The evaluation: all systems on the same cases, gone on with, compared in pairs."""
+
+import json
+
+import pytest
+from fakes import FakeModel, answers
+
+from rl.cohort import Cohort
+from rl.datasets import LabeledCase
+from rl.evaluate import main, short
+
+OPTIONS = ["CT", "MRI", "PET"]
+CASES = [
+    LabeledCase(f"c{i}", f"Number {i}?", OPTIONS[i % 2], OPTIONS, groups={"modality": "odd" if i % 2 else "even"})
+    for i in range(20)
+]
+YAML = """
+systems:
+  alone: {system: single, model: says-CT}
+  full: {system: mmedagent, triage: triage, specialists: says-MRI, attending: says-MRI}
+  even: {system: self_consistency, model: says-CT, match_tokens: full}
+"""
+PRICES = "says-CT: [1.0, 2.0]\nsays-MRI: [1.0, 2.0]\ntriage: [0, 0]\n"
+
+
+class Named(FakeModel):
+    """A fake that has a price."""
+
+    model_name: str = ""
+
+
+@pytest.fixture
+def models(monkeypatch):
+    known = {
+        name: Named(answer=answers(said).answer, model_name=name, label=name)
+        for name, said in (("says-CT", "CT"), ("says-MRI", "MRI"), ("triage", "Surgeon"))
+    }
+    monkeypatch.setattr("rl.systems.load_model", known.__getitem__)
+    monkeypatch.setattr("rl.evaluate.measured", lambda *_: Cohort(CASES, 3))
+    return known
+
+
+@pytest.fixture
+def flags(tmp_path, models):
+    (tmp_path / "systems.yaml").write_text(YAML)
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    return ["--systems", str(tmp_path / "systems.yaml"), "--out", str(tmp_path / "out")]
+
+
+def asked(models):
+    return sum(len(model.seen) for model in models.values())
+
+
+def test_all_systems_are_measured_on_the_same_cases(flags, models, tmp_path, capsys):
+    report = main(flags)
+    told = report["results"]["clinic"]
+    assert {name: row["accuracy"]["value"] for name, row in told.items()} == {"alone": 0.5, "full": 0.5, "even": 0.5}
+    assert (told["alone"]["done"], told["alone"]["failed"], told["alone"]["left"]) == (20, 0, 0)
+    # the reference's specialists, who say MRI, tell everybody's tiers
+    assert report["reference"] == "full"
+    assert told["alone"]["by"]["tier"]["hard"]["value"] == 1
+    assert told["full"]["by"]["tier"]["easy"]["value"] == 1
+    assert told["alone"]["by"]["modality"] == {
+        name: pytest.approx(row) for name, row in told["even"]["by"]["modality"].items()
+    }
+    compared = told["alone"]["against_reference"]
+    assert (compared["only_first"], compared["only_second"], compared["p"]) == (10, 10, 1.0)
+    assert told["full"]["against_reference"] is None
+    # five calls of ten tokens against one: five samples
+    assert told["even"]["samples"] == 5
+    assert told["even"]["cost"]["calls"] == told["full"]["cost"]["calls"] == 5
+    assert report["cases"]["clinic"] == {"source": "clinic", "cases": 20, "skipped": 3}
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(json.dumps(report))
+    shown = capsys.readouterr().out
+    assert "right to wrong" in shown
+    assert "50.0 [" in shown
+
+
+def test_the_same_command_goes_on_and_asks_nobody_again(flags, models):
+    first = main(flags)
+    before = asked(models)
+    assert main(flags) == first
+    assert asked(models) == before
+
+
+def test_shards_add_up_to_the_whole(flags, models, tmp_path):
+    whole = main(["--out", str(tmp_path / "whole"), *flags[:2]])
+    systems = tmp_path / "two.yaml"
+    systems.write_text("\n".join(line for line in YAML.splitlines() if "even" not in line))
+    parts = ["--systems", str(systems), "--out", str(tmp_path / "parts")]
+    main([*parts, "--shard", "0/2"])
+    told = main([*parts, "--shard", "1/2"])["results"]["clinic"]
+    for name, row in told.items():
+        expected = whole["results"]["clinic"][name]
+        assert row["accuracy"] == expected["accuracy"]
+        assert row["by"] == expected["by"]
+        assert row["attending"] == expected["attending"]
+
+
+def test_a_match_of_tokens_waits_for_all_shards(flags, capsys):
+    with pytest.raises(SystemExit):
+        main([*flags, "--shard", "0/2"])
+    assert "match_tokens: even must know what full costs on all cases" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*flags, "--shard", "1/2"])
+    main([*flags, "--shard", "0/2"])
+    told = main([*flags, "--shard", "1/2"])["results"]["clinic"]
+    assert (told["even"]["samples"], told["even"]["accuracy"]["n"]) == (5, 20)
+
+
+def test_money_ends_it_and_more_goes_on(flags, models, tmp_path, capsys):
+    priced = [*flags, "--prices", str(tmp_path / "prices.yaml"), "--concurrency", "1"]
+    one = (7 * 1.0 + 3 * 2.0) / 1e6
+    told = main([*priced, "--max_dollars", str(10 * one)])["results"]["clinic"]
+    assert (told["alone"]["done"], told["alone"]["left"], told["full"]["left"]) == (10, 10, 20)
+    assert "a larger --max_dollars goes on" in capsys.readouterr().out
+    told = main([*priced, "--max_dollars", "1"])["results"]["clinic"]
+    assert told["alone"]["left"] == told["full"]["left"] == told["even"]["left"] == 0
+    assert told["full"]["cost"]["dollars"] == pytest.approx(4 * one)
+
+
+def test_one_consultation_by_flags(models, monkeypatch, capsys):
+    monkeypatch.setattr("rl.systems.load_model", lambda name: models["says-MRI"])
+    report = main(["--model", "vllm:m", "--specialists", "vllm:a", "vllm:b", "--votes", "3"])
+    assert report["systems"] == {
+        "mmedagent": {
+            "system": "mmedagent",
+            "triage": "clinic:base",
+            "specialists": ["vllm:a", "vllm:b"],
+            "attending": "vllm:m",
+            "votes": 3,
+        }
+    }
+    assert report["results"]["clinic"]["mmedagent"]["confidence"]["n"] == 20
+
+
+def test_failed_cases_are_told(flags, models, tmp_path, capsys):
+    def breaks(_):
+        raise RuntimeError("away")
+
+    models["says-CT"].answer = breaks
+    with pytest.raises(SystemExit):  # nothing is known of what a sample costs
+        main([*flags, "--retries", "0"])
+    assert "match_tokens" in capsys.readouterr().err
+    systems = tmp_path / "one.yaml"
+    systems.write_text("systems: {alone: {system: single, model: says-CT}}")
+    told = main(["--systems", str(systems), *flags[2:], "--retries", "0"])["results"]["clinic"]["alone"]
+    assert (told["failed"], told["accuracy"]["value"]) == (20, None)
+    assert told["failed_cases"]["c3"] == "RuntimeError: away"
+    assert "20 cases of alone failed, c0" in capsys.readouterr().out
+
+
+REFUSED = {
+    "nobody": (["--cases", "clinic"], "systems: give either --systems FILE.yaml, or --model"),
+    "both": (["--model", "m", "--systems", "x.yaml"], "systems: give either"),
+    "unknown reference": (
+        ["--model", "vllm:m", "--reference", "full"],
+        "reference: no system 'full'; choose one of mmedagent",
+    ),
+    "no prices": (["--model", "vllm:m", "--max_dollars", "1"], "max_dollars: what calls cost is not known"),
+    "cases twice": (["--model", "vllm:m", "--cases", "slake", "slake:/data"], "cases: slake is named twice"),
+    "no shard": (["--model", "vllm:m", "--shard", "2/2"], "--shard"),
+}
+
+
+@pytest.mark.parametrize(("given", "said"), REFUSED.values(), ids=REFUSED)
+def test_refused(models, given, said, capsys):
+    with pytest.raises(SystemExit):
+        main(given)
+    assert said in capsys.readouterr().err
+
+
+def test_prices_are_two_numbers(flags, tmp_path, capsys):
+    (tmp_path / "prices.yaml").write_text("m: 3\n")
+    with pytest.raises(SystemExit):
+        main([*flags, "--prices", str(tmp_path / "prices.yaml")])
+    assert "`MODEL: [1.5, 6.0]`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cases", "name"), [("slake:/data/SLAKE", "slake"), ("/a b/my cases.jsonl", "my_cases"), ("clinic", "clinic")]
+)
+def test_what_cases_are_called(cases, name):
+    assert short(cases) == name
