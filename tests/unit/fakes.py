@@ -11,6 +11,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langgraph.checkpoint.memory import InMemorySaver
 from PIL import Image
 from pydantic import Field
 
@@ -195,6 +196,31 @@ def usage(**calls: int) -> dict[str, dict[str, int]]:
 def untagged(result: dict[str, Any]) -> dict[str, Any]:
     """A result with its messages as type and text: their ids are random."""
     return {**result, "messages": [(message.type, message.text) for message in result["messages"]]}
+
+
+# Checkpoints
+
+
+def everything(kept: InMemorySaver) -> bytes:
+    """Every byte that the checkpointer holds."""
+
+    def held(value: Any) -> Iterator[bytes]:
+        if isinstance(value, bytes):
+            yield value
+        elif isinstance(value, dict | list | tuple):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from held(part)
+
+    return b"".join(held([dict(kept.storage), dict(kept.writes), dict(kept.blobs)]))
+
+
+def plain(value: Any) -> bool:
+    """Whether it is made of plain values and LangChain's messages."""
+    if isinstance(value, dict):
+        return all(type(key) is str and plain(part) for key, part in value.items())
+    if type(value) is list:
+        return all(map(plain, value))
+    return type(value) in (str, int, float, bool, type(None)) or isinstance(value, BaseMessage)
 
 
 # Words and images

@@ -5,7 +5,6 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ from fakes import (
     consulting,
     data_url,
     encoded,
+    everything,
     graph,
     image,
     opinion,
     pictures,
+    plain,
     refers,
     said,
     thread,
@@ -32,7 +33,7 @@ from fakes import (
     voting,
     words,
 )
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.event_hooks import register_serde_event_listener
@@ -155,28 +156,6 @@ def test_a_fork_goes_on_from_an_earlier_checkpoint(consult: Consult) -> None:
 
 
 # Checkpoints
-
-
-def everything(kept: InMemorySaver) -> bytes:
-    """Every byte that the checkpointer holds."""
-
-    def held(value: Any) -> Iterator[bytes]:
-        if isinstance(value, bytes):
-            yield value
-        elif isinstance(value, dict | list | tuple):
-            for part in value.values() if isinstance(value, dict) else value:
-                yield from held(part)
-
-    return b"".join(held([dict(kept.storage), dict(kept.writes), dict(kept.blobs)]))
-
-
-def plain(value: Any) -> bool:
-    """Whether it is made of plain values and LangChain's messages."""
-    if isinstance(value, dict):
-        return all(type(key) is str and plain(part) for key, part in value.items())
-    if type(value) is list:
-        return all(map(plain, value))
-    return type(value) in (str, int, float, bool, type(None)) or isinstance(value, BaseMessage)
 
 
 INPUTS: dict[str, Any] = {
