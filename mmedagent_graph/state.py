@@ -253,7 +253,8 @@ class ConsultationOutput(TypedDict):
     """What `graph.invoke` returns."""
 
     referral: Referral | None
-    """Whom triage sent the case to; None only where the consultation has not come so far (it was interrupted)."""
+    """Whom triage sent the case to; None where the consultation has not come so far (it was interrupted), or has no
+    triage."""
     opinions: list[Opinion]
     """What the specialists said, in the order of the doctors."""
     decision: Decision | None

@@ -10,10 +10,11 @@ The paper's description is followed rather than its code, and made finite where 
   the item before).
 - low: one clinician. The paper shows three training examples; here there are none, so it is zero-shot.
 - moderate: the paper recruits up to N, here `experts`. A round begins with everybody's opinion (the first alone).
-  Where all readable opinions agree the discussion is over (the paper compares them; the code asks nobody). Otherwise
-  there are up to `turns` turns, in each of which every doctor may address any others, who all hear it: what the code
-  asks in three steps (whether, whom, what) is one call here, and all speak at the same time. A turn in which nobody
-  speaks ends the discussion (code). At the end of a round the moderator gives everybody feedback (paper).
+  Where all give the same answer the discussion is over (the paper compares them; the code asks whether anybody wants
+  to talk). Otherwise there are up to `turns` turns, in each of which every doctor may address any others, and all hear
+  it: what the code asks in three steps (whether, whom, what) is one call here, and all speak at the same time. A turn
+  in which nobody speaks ends the discussion (code). At the end of a round the moderator gives feedback (paper).
+  3 rounds of 3 turns are those of the code for images; the other has 5 of 5.
 - final answers are collected once, after the discussion, however it ended (the code leaves them empty after an early
   consensus); the moderator sees them and the whole discussion (paper; not the code).
 - high: three teams (`prompts.TEAMS`), whose members the recruiter chooses, work one after the other: each sees the

@@ -12,10 +12,11 @@ GENERALIST = "General medicine"
 """The field of an expert for whom none could be read; the original MedAgents takes the same."""
 YES_NO = ("yes", "no")
 
-_LIST_MARK = re.compile(r"\s*(?:[-*\u2022]|[0-9]{1,2}[.)])\s*")
-_SEPARATOR = re.compile(r"[,;|]")
+_LIST_MARK = re.compile(r"^[ \t]*(?:[-*\u2022]|[0-9]{1,2}[.)])", re.MULTILINE)
+_SEPARATOR = re.compile(r"[,;|\n]")
 _FIELD = re.compile(r"[^\W\d_][\w /&()'\u2019-]{1,59}")
 _WORDS = 5  # more of them are a sentence
+_PIECES = 100  # a longer list is none
 _ADDRESS = re.compile(r"^[ \t*]*To[ \t]+(?:doctor[ \t]+)?([0-9]{1,3})[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _TEAM = re.compile(r"^[ \t*]*(?:Team[ \t]+)?([0-9])[ \t]*:(.*)$", re.IGNORECASE | re.MULTILINE)
 
@@ -35,10 +36,11 @@ def read_fields(text: str, least: int, most: int) -> list[str]:
     """The fields of medicine in a list, each once, the first `most`; filled up to `least` with `GENERALIST`.
 
     They may stand on lines, with or without list marks, or between commas, semicolons and bars. A field is of at most
-    five words and 60 characters, without colons and full stops: anything else is passed over.
+    five words and 60 characters, without colons and full stops: anything else is passed over, as is what comes after
+    100 of them.
     """
-    lines = (read_statement(text) or "").splitlines()
-    pieces = (piece for line in lines for piece in _SEPARATOR.split(_LIST_MARK.sub("", line, count=1)))
+    listed = _LIST_MARK.sub("", read_statement(text) or "")
+    pieces = _SEPARATOR.split(listed, maxsplit=_PIECES)[:_PIECES]
     fields: list[str] = []
     for piece in pieces:
         if len(fields) == most:

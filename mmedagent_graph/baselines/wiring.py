@@ -73,9 +73,13 @@ class Wiring:
 
     Raises:
         ValueError: if checkpoints would outlive the images.
+        TypeError: if the baseline was given what none takes.
     """
 
     def __init__(self, state: type[ConsultationState], common: Common, name: str) -> None:
+        if unknown := sorted(set(common) - set(Common.__annotations__)):
+            takes = ", ".join(Common.__annotations__)
+            raise TypeError(f"{name}: unknown argument {', '.join(unknown)}; beside its own it takes {takes}")
         self.common, self.name = common, common.get("name", name)
         self.images = kept_images(common.get("images"), common.get("checkpointer"))
         self.frozen = FrozenAnswers(cache) if (cache := common.get("cache")) is not None else None

@@ -14,6 +14,7 @@ from mmedagent_graph.answers import (
     read_answer,
     read_free_text,
     read_name,
+    read_statement,
     same_text,
     split_reasoning,
     well_formed,
@@ -459,6 +460,20 @@ def test_a_letter_with_the_text_of_another_is_unparsed(options: list[str], data:
 )
 def test_read_free_text(text: str, expected: str | None) -> None:
     assert read_free_text(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>x</think><answer> one\n two </answer> three", " one\n two "),
+        ("<think>x</think> one\n two", " one\n two"),
+        ("one", "one"),
+        ("<answer>one", None),
+        ("one<think>two</think>", None),
+    ],
+)
+def test_read_statement(text: str, expected: str | None) -> None:
+    assert read_statement(text) == expected
 
 
 @pytest.mark.parametrize(

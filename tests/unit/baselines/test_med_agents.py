@@ -227,6 +227,7 @@ def test_any_other_failure_is_the_runs(node: str, consult: Consult) -> None:
 # The reducer
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4), st.booleans()), max_size=12), st.integers(0, 12))
 def test_views_are_one_for_each_round_and_expert(drawn: list[tuple[int, int, bool]], split: int) -> None:
     held = [

@@ -1,9 +1,10 @@
 """Tests of how analyses, fields, teams, votes and remarks are read: never a failure, never a guess."""
 
 import string
+import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmedagent_graph.answers import same_text
@@ -66,6 +67,7 @@ def test_consent(text: str, agrees: bool | None) -> None:
     assert read_consent(text) is agrees
 
 
+@settings(deadline=None)
 @given(hostile)
 def test_consent_is_read_only_where_the_word_stands_there(text: str) -> None:
     agrees = read_consent(text)
@@ -83,7 +85,10 @@ def test_consent_is_read_only_where_the_word_stands_there(text: str) -> None:
         ("1. Cardiology\n2) Radiology\n- Surgery", ["Cardiology", "Radiology", "Surgery"]),
         ("* **Cardiology**\n* Ear nose & throat", ["Cardiology", "Ear nose & throat"]),
         ("Cardiology, Radiology; Surgery | Dentistry.", ["Cardiology", "Radiology", "Surgery", "Dentistry"]),
+        ("1.Cardiology\r\n  -Radiology\r\n", ["Cardiology", "Radiology"]),
+        ("X-ray imaging\nSurgery - hand", ["X-ray imaging", "Surgery - hand"]),
         ("Here are the fields:\nCardiology", ["Cardiology"]),
+        ("?\n" * 100 + "Cardiology", []),
         ("Cardiology: it is the heart", []),
         ("The patient should be seen by a cardiologist", []),
         ("Cardiology\nCARDIOLOGY.\ncardiology", ["Cardiology"]),
@@ -96,12 +101,23 @@ def test_fields(text: str, fields: list[str]) -> None:
     assert read_fields(text, 0, 5) == fields
 
 
+@pytest.mark.parametrize(
+    "unit",
+    ["Cardiology\n", "cArdiology,", " ", "\t*", "- ", "\n", "To 1:", "To 1: a\n", "1:", "\n1: a", "**", "1.", "a b;"],
+)
+def test_a_megabyte_ends(unit: str) -> None:
+    text, start = unit * (1_000_000 // len(unit)), time.process_time()
+    read_prose(text), read_consent(text), read_fields(text, 5, 5), read_teams(text, 3, 3), read_remarks(text, 1, 5)
+    assert time.process_time() - start < 10  # measured: at most 0.3
+
+
 def test_missing_fields_are_general_and_surplus_ones_are_left_out() -> None:
     assert read_fields("Cardiology\nCardiology", 3, 3) == ["Cardiology", GENERALIST, GENERALIST]
     assert read_fields("no idea, I am afraid: none", 2, 2) == ["no idea", GENERALIST]
     assert read_fields("One\nTwo\nThree\nFour", 2, 3) == ["One", "Two", "Three"]
 
 
+@settings(deadline=None)
 @given(hostile, st.integers(0, 4), st.integers(0, 4))
 def test_as_many_fields_as_it_says_each_written_there_and_once(text: str, least: int, more: int) -> None:
     fields = read_fields(text, least, least + more)
@@ -112,6 +128,7 @@ def test_as_many_fields_as_it_says_each_written_there_and_once(text: str, least:
     assert not any(same_text(a, b) for i, a in enumerate(named) for b in named[:i])
 
 
+@settings(deadline=None)
 @given(names, st.sampled_from(["\n", "\n- ", ", ", " | ", ";\n"]))
 def test_a_plain_list_is_read_in_its_order(fields: list[str], separator: str) -> None:
     assert read_fields(f"<answer>{separator.join(fields)}</answer>", 0, 99) == fields
@@ -131,6 +148,7 @@ def test_teams() -> None:
     assert read_teams("no idea", 3, 3) == [nobody] * 3
 
 
+@settings(deadline=None)
 @given(hostile, st.integers(1, 4), st.integers(1, 4))
 def test_as_many_teams_and_members_as_it_says(text: str, teams: int, members: int) -> None:
     read = read_teams(text, teams, members)
@@ -161,6 +179,7 @@ def test_remarks_of_doctor_4_of_5(text: str, remarks: list[tuple[int, str]]) -> 
     assert read_remarks(text, 4, 5) == remarks
 
 
+@settings(deadline=None)
 @given(hostile, st.integers(1, 5))
 def test_remarks_are_to_others_who_are_there_and_were_written(text: str, doctor: int) -> None:
     for to, said in read_remarks(text, doctor, 5):

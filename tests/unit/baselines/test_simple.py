@@ -268,6 +268,7 @@ def test_every_specialty_is_drawn_equally_often() -> None:
     assert sum((n - number / 7) ** 2 / (number / 7) for n in drawn.values()) < 22.5
 
 
+@settings(deadline=None)
 @given(st.permutations(range(12)), st.integers(0, 10**6))
 def test_a_draw_depends_on_the_seed_and_the_case_alone(order: list[int], seed: int) -> None:
     drawn = [random_triage(seed=seed)(case) for case in cases(12)]  # type: ignore[arg-type]

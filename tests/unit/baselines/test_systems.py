@@ -293,6 +293,12 @@ def test_checkpoints_that_outlive_the_process_need_images_that_do_too(system: st
     made(system, checkpointer=Durable(), images=ImageStore(tmp_path))
 
 
+@each_system
+def test_an_argument_that_nobody_takes(system: str) -> None:
+    with pytest.raises(TypeError, match="retries"):
+        made(system, retries=3)
+
+
 # Retries and time
 
 AGAIN = RetryPolicy(max_attempts=2, initial_interval=0, jitter=False, retry_on=TimeoutError)
@@ -385,14 +391,14 @@ def test_calls_that_do_not_need_one_another_are_made_at_the_same_time(
 async def test_a_hanging_expert_is_an_opinion_that_says_so(
     cast: Callable[[], Cast], make: Callable[..., Consultation], node: str
 ) -> None:
-    given = make(model=slow(cast(), hangs=node), timeout=0.5)
+    given = make(model=slow(cast(), hangs=node), timeout=1.5)
     with pytest.raises(ValueError, match="timeout: Python cannot cut off a sync call"):
         given.invoke(QUESTION)
     async with asyncio.timeout(20):
         result = await given.ainvoke(QUESTION)
     errors = {one["doctor"]: one["error"] for one in result["opinions"] if one["error"]}
     assert list(errors) == [2]
-    assert errors[2].startswith(f"NodeTimeoutError: Node '{node}' exceeded its run timeout of 0.500s")
+    assert errors[2].startswith(f"NodeTimeoutError: Node '{node}' exceeded its run timeout of 1.500s")
     assert result["decision"]["answer"] in QUESTION["options"]
 
 
