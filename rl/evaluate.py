@@ -173,12 +173,16 @@ async def _run(
     """The counts of every system on some cases; last come those that must know what others cost."""
     counts = {}
     for name in sorted(systems, key=lambda name: systems[name].match_tokens is not None):
-        system, samples = systems[name], None
-        if system.match_tokens:
-            samples = await _samples(work, trials[name], system, trials[system.match_tokens], chosen)
-        counts[name] = await work.run(trials[name], system, chosen, f"{cases}: {name}", samples)
-        if samples:
-            counts[name]["samples"] = samples
+        system, trial = systems[name], trials[name]
+        if not system.match_tokens:
+            counts[name] = await work.run(trial, system, chosen, f"{cases}: {name}")
+        elif samples := await _samples(work, trial, system, trials[system.match_tokens], chosen):
+            counted = await work.run(trial, system, chosen, f"{cases}: {name}", samples)
+            counts[name] = {**counted, "samples": samples}
+        else:
+            waits = f"note: {name} must know what {system.match_tokens} costs on all cases, and not all are done"
+            print(f"{waits}; once they are (in all shards), the same command goes on")
+            counts[name] = {"done": 0, "failed": 0, "left": sum(map(trial.shard.holds, (case.id for case in chosen)))}
     return counts
 
 
@@ -298,22 +302,17 @@ def short(cases: str) -> str:
     return re.sub(r"[^\w.+-]", "_", name)
 
 
-async def _samples(work: Work, own: Trial, system: System, against: Trial, chosen: Sequence[LabeledCase]) -> int:
+async def _samples(work: Work, own: Trial, system: System, against: Trial, chosen: Sequence[LabeledCase]) -> int | None:
     """How many samples cost as many tokens a case, read and written, as another system does.
 
-    Raises:
-        ValueError: if that one, or a single sample, is not known for all cases, as where other shards are not done.
+    None where that one, or a single sample, is not known for all cases.
     """
-    name = own.folder.name
     one = Trial(own.folder / "one", own.shard)
-    await work.run(one, System(system="single", model=system.model), chosen, f"{name}: one sample")
-    told = {trial: [_tokens(trace) for trace in trial.traces()] for trial in (against, one)}
-    if any(len(tokens) < len(chosen) for tokens in told.values()):
-        raise ValueError(
-            f"match_tokens: {name} must know what {system.match_tokens} costs on all cases, and not all are done; "
-            "run all shards, then each once more"
-        )
-    return max(1, round(sum(told[against]) / max(1, sum(told[one]))))
+    await work.run(one, System(system="single", model=system.model), chosen, f"{own.folder.name}: one sample")
+    matched, each = ([_tokens(trace) for trace in trial.traces()] for trial in (against, one))
+    if min(len(matched), len(each)) < len(chosen):
+        return None
+    return max(1, round(sum(matched) / max(1, sum(each))))
 
 
 def _tokens(trace: Trace) -> int:

@@ -98,13 +98,11 @@ def test_shards_add_up_to_the_whole(flags, models, tmp_path):
 
 
 def test_a_match_of_tokens_waits_for_all_shards(flags, capsys):
-    with pytest.raises(SystemExit):
-        main([*flags, "--shard", "0/2"])
-    assert "match_tokens: even must know what full costs on all cases" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*flags, "--shard", "1/2"])
-    main([*flags, "--shard", "0/2"])
-    told = main([*flags, "--shard", "1/2"])["results"]["clinic"]
+    told = main([*flags, "--shard", "0/2"])["results"]["clinic"]
+    assert told["even"]["left"] == told["full"]["done"] > 0
+    assert "even must know what full costs on all cases" in capsys.readouterr().out
+    main([*flags, "--shard", "1/2"])
+    told = main([*flags, "--shard", "0/2"])["results"]["clinic"]
     assert (told["even"]["samples"], told["even"]["accuracy"]["n"]) == (5, 20)
 
 
@@ -139,9 +137,7 @@ def test_failed_cases_are_told(flags, models, tmp_path, capsys):
         raise RuntimeError("away")
 
     models["says-CT"].answer = breaks
-    with pytest.raises(SystemExit):  # nothing is known of what a sample costs
-        main([*flags, "--retries", "0"])
-    assert "match_tokens" in capsys.readouterr().err
+    assert main([*flags, "--retries", "0"])["results"]["clinic"]["even"]["left"] == 20  # nobody knows what one costs
     systems = tmp_path / "one.yaml"
     systems.write_text("systems: {alone: {system: single, model: says-CT}}")
     told = main(["--systems", str(systems), *flags[2:], "--retries", "0"])["results"]["clinic"]["alone"]
