@@ -35,7 +35,7 @@ from typing_extensions import TypedDict
 from mmedagent_graph.answers import read_name
 from mmedagent_graph.baselines import md_teams, prompts
 from mmedagent_graph.baselines.reading import read_fields, read_prose, read_remarks
-from mmedagent_graph.baselines.wiring import Ahead, Common, Model, Reading, Wiring, Words, at_least, chat_model
+from mmedagent_graph.baselines.wiring import Ahead, Common, Model, Play, Reading, Words, at_least
 from mmedagent_graph.consultation import Consultation
 from mmedagent_graph.nodes import Attending, Specialist, Update
 from mmedagent_graph.nodes.attending import replied
@@ -127,12 +127,25 @@ def md_agents(
     at_least(1, rounds=rounds, turns=turns)
     if complexity not in (None, *COMPLEXITIES):
         raise ValueError(f"complexity: {complexity!r} is unknown; give {', '.join(COMPLEXITIES)}, or None to check it")
-    wiring = Wiring(MDAgentsState, common, "md_agents")
-    builder, asking = wiring.builder, functools.partial(wiring.asking, chat_model(model))
-    opine, decide = Specialist(wiring.images).read, Attending(wiring.images).read
+    play = Play(model, MDAgentsState, common, "md_agents")
+    if complexity is None:
+        play.ask("checker", prompts.checker, _checked, enter=_case)
+    else:
+        play.builder.add_node("checker", lambda _: _rated(complexity))
+    branches: dict[Hashable, str] = {"low": "clinician", "moderate": "recruiter", "high": "team_recruiter"}
+    play.builder.add_edge(START, "checker")
+    play.builder.add_conditional_edges("checker", _complexity, branches)
+    play.ask("clinician", prompts.clinician, Attending(play.images).read, enter=_alone, leave=replied)
+    play.builder.add_edge("clinician", END)
+    _add_discussion(play, experts, rounds, turns)
+    md_teams.add_teams(play)
+    return play.compile()
 
-    def ask(name: str, words: Words, reading: Reading, **given: Any) -> None:
-        wiring.add(name, asking(name, words, reading), **given)
+
+def _add_discussion(play: Play, experts: int, rounds: int, turns: int) -> None:
+    """Add the discussion of a case of moderate complexity, for `recruiter` to begin."""
+    builder, ask = play.builder, play.ask
+    opine, decide = Specialist(play.images).read, Attending(play.images).read
 
     def ask_doctors(name: str, words: Words, reading: Reading, failure: Any, goto: str) -> None:
         ask(name, words, reading, input_schema=Seat, error_handler=says_so(failure, goto))
@@ -151,34 +164,20 @@ def md_agents(
         done = _turn(state) // turns
         return _doctors("opinion", state, done + 1) if done < rounds else _doctors("final_answer", state, 1)
 
-    if complexity is None:
-        ask("checker", prompts.checker, _checked, enter=_case)
-    else:
-        builder.add_node("checker", lambda _: _rated(complexity))
-    builder.add_edge(START, "checker")
-    branches: dict[Hashable, str] = {"low": "clinician", "moderate": "recruiter", "high": "team_recruiter"}
-    builder.add_conditional_edges("checker", _complexity, branches)
-
-    ask("clinician", prompts.clinician, decide, enter=_alone, leave=replied)
-    builder.add_edge("clinician", END)
-
     ask("recruiter", functools.partial(prompts.recruiter, experts), _recruited(experts), enter=_case)
     builder.add_conditional_edges("recruiter", _first_opinions, ["opinion"])
     ask_doctors("opinion", prompts.opinion, opine, failed, "opinions_heard")
     builder.add_edge("opinion", "opinions_heard")
-    wiring.join("opinions_heard", after_opinions, ["talk", "final_answer"])
+    play.join("opinions_heard", after_opinions, ["talk", "final_answer"])
     ask_doctors("talk", prompts.talk, _talked, _said_nothing, "turn_over")
     builder.add_edge("talk", "turn_over")
-    wiring.join("turn_over", after_turn, ["talk", "feedback", "final_answer"])
+    play.join("turn_over", after_turn, ["talk", "feedback", "final_answer"])
     ask("feedback", prompts.feedback, _fed_back, enter=_table)
     builder.add_conditional_edges("feedback", after_round, ["opinion", "final_answer"])
     ask_doctors("final_answer", prompts.final_answer, opine, failed, "moderator")
     builder.add_edge("final_answer", "moderator")
     ask("moderator", prompts.moderator, decide, enter=_table, leave=replied)
     builder.add_edge("moderator", END)
-
-    md_teams.add_teams(builder, ask, decide)
-    return wiring.compile()
 
 
 # Who is next

@@ -6,7 +6,6 @@ Invariant: every report is used. A team sees those of the teams before it, and t
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from langgraph.graph import END
@@ -14,9 +13,8 @@ from langgraph.types import Send
 
 from mmedagent_graph.baselines import prompts
 from mmedagent_graph.baselines.reading import read_prose, read_teams
-from mmedagent_graph.baselines.wiring import Ahead
-from mmedagent_graph.consultation import Builder
-from mmedagent_graph.nodes import Update
+from mmedagent_graph.baselines.wiring import Ahead, Play
+from mmedagent_graph.nodes import Attending, Update
 from mmedagent_graph.nodes.attending import replied
 from mmedagent_graph.nodes.specialist import failed, said
 from mmedagent_graph.nodes.standing import says_so
@@ -54,14 +52,9 @@ class Member(CaseFields):
     """Of the team's assistants."""
 
 
-def add_teams(builder: Builder, ask: Callable[..., None], decide: Callable[[str, Any], Update]) -> None:
-    """Add the teams to a graph.
-
-    Args:
-        builder: of the graph.
-        ask: adds a role to it.
-        decide: reads the decision.
-    """
+def add_teams(play: Play) -> None:
+    """Add the teams to a graph, for `team_recruiter` to begin."""
+    builder, ask = play.builder, play.ask
     ask("team_recruiter", functools.partial(prompts.team_recruiter, MEMBERS), _recruited, enter=_case)
     builder.add_edge("team_recruiter", "request")
     ask("request", prompts.request, _requested, enter=_lead)
@@ -71,6 +64,7 @@ def add_teams(builder: Builder, ask: Callable[..., None], decide: Callable[[str,
     builder.add_edge("findings", "team_report")
     ask("team_report", prompts.team_report, _reported, enter=_lead)
     builder.add_conditional_edges("team_report", _to_next_team, ["request", "decision_maker"])
+    decide = Attending(play.images).read
     ask("decision_maker", prompts.decision_maker, decide, enter=_decision_maker, leave=replied)
     builder.add_edge("decision_maker", END)
 

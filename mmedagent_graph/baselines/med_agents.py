@@ -31,7 +31,7 @@ from typing_extensions import TypedDict
 
 from mmedagent_graph.baselines import prompts
 from mmedagent_graph.baselines.reading import read_consent, read_fields, read_prose
-from mmedagent_graph.baselines.wiring import Common, Model, Reading, Wiring, Words, at_least, chat_model
+from mmedagent_graph.baselines.wiring import Ahead, Common, Model, Play, Reading, Words, at_least
 from mmedagent_graph.consultation import Consultation
 from mmedagent_graph.nodes import Attending, Update
 from mmedagent_graph.nodes.attending import replied
@@ -113,23 +113,20 @@ def med_agents(*, model: Model, rounds: int = 3, **common: Unpack[Common]) -> Co
         ValueError: naming the argument and what is valid.
     """
     at_least(1, rounds=rounds)
-    wiring = Wiring(MedAgentsState, common, "med_agents")
-    asking = functools.partial(wiring.asking, chat_model(model))
-
-    def ask(name: str, words: Words, reading: Reading, **given: Any) -> None:
-        wiring.add(name, asking(name, words, reading), **given)
+    play = Play(model, MedAgentsState, common, "med_agents")
+    builder, ask = play.builder, play.ask
 
     def ask_experts(name: str, words: Words, reading: Reading, failure: Any, goto: str) -> None:
         ask(name, words, reading, input_schema=ExpertDesk, error_handler=says_so(failure, goto))
 
-    def to_options(state: MedAgentsState) -> str | list[Send]:
+    def to_options(state: MedAgentsState) -> Ahead:
         return _experts("option_analysis", state, _option_experts(state)) or "synthesis"
 
-    def to_votes(state: MedAgentsState) -> str | list[Send]:
+    def to_votes(state: MedAgentsState) -> Ahead:
         over = (state["round"] or 1) > rounds
         return "decision_maker" if over else _experts("voting", state, _all_experts(state))
 
-    def to_advice(state: MedAgentsState) -> str | list[Send]:
+    def to_advice(state: MedAgentsState) -> Ahead:
         objecting = {view["doctor"]: view["specialty"] for view in _objections(state)}
         return _experts("advice", state, objecting) or "decision_maker"
 
@@ -143,21 +140,20 @@ def med_agents(*, model: Model, rounds: int = 3, **common: Unpack[Common]) -> Co
     ask_experts("voting", prompts.voting, _vote, _failed_vote, "voted")
     ask_experts("advice", prompts.advice, _advice, _failed_advice, "revision")
     ask("revision", prompts.revision, _report, enter=_writer)
-    ask("decision_maker", prompts.decision_by_report, Attending(wiring.images).read, enter=_desk, leave=replied)
+    ask("decision_maker", prompts.decision_by_report, Attending(play.images).read, enter=_desk, leave=replied)
 
-    builder = wiring.builder
     builder.add_conditional_edges(START, _to_domains, ["question_domains", "option_domains"])
     builder.add_conditional_edges("question_domains", _to_questions, ["question_analysis"])
     builder.add_edge("question_analysis", "analysed")
-    wiring.join("analysed", to_options, ["option_analysis", "synthesis"])
+    play.join("analysed", to_options, ["option_analysis", "synthesis"])
     builder.add_edge("option_analysis", "synthesis")
     builder.add_conditional_edges("synthesis", to_votes, ["voting"])
     builder.add_edge("voting", "voted")
-    wiring.join("voted", to_advice, ["advice", "decision_maker"])
+    play.join("voted", to_advice, ["advice", "decision_maker"])
     builder.add_edge("advice", "revision")
     builder.add_conditional_edges("revision", to_votes, ["voting", "decision_maker"])
     builder.add_edge("decision_maker", END)
-    return wiring.compile()
+    return play.compile()
 
 
 # Who is next

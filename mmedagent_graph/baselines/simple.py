@@ -13,7 +13,7 @@ from langgraph.graph import END, START
 from langgraph.types import Send
 
 from mmedagent_graph.baselines import prompts
-from mmedagent_graph.baselines.wiring import Common, Model, Wiring, at_least, chat_model
+from mmedagent_graph.baselines.wiring import Common, Model, Play, Wiring, at_least
 from mmedagent_graph.consultation import Consultation
 from mmedagent_graph.context import Settings
 from mmedagent_graph.deliberation import Deliberation
@@ -69,16 +69,15 @@ def self_consistency(*, model: Model, samples: int = 5, **common: Unpack[Common]
         ValueError: naming the argument and what is valid.
     """
     at_least(1, samples=samples)
-    wiring, answerer = Wiring(DeliberationState, common, "self_consistency"), chat_model(model)
-    doctor = ("doctor", prompts.doctor_messages, Voter(wiring.images).read)
-    alone = wiring.asking(answerer, *doctor)
-    deliberation = Deliberation(alone, Settings(votes=samples), None, lambda _: 0, ())
-    wiring.add("attending", deliberation, leave=deliberation.decide, destinations=("vote", END))
-    voting = wiring.asking(answerer, *doctor, samples=True)
-    wiring.add("vote", voting, input_schema=Ballot, error_handler=says_so(failed_vote))
-    wiring.builder.add_edge(START, "attending")
-    wiring.builder.add_edge("vote", "attending")
-    return wiring.compile()
+    play = Play(model, DeliberationState, common, "self_consistency")
+    doctor = ("doctor", prompts.doctor_messages, Voter(play.images).read)
+    deliberation = Deliberation(play.role(*doctor), Settings(votes=samples), None, lambda _: 0, ())
+    play.add("attending", deliberation, leave=deliberation.decide, destinations=("vote", END))
+    voting = play.role(*doctor, samples=True)
+    play.add("vote", voting, input_schema=Ballot, error_handler=says_so(failed_vote))
+    play.builder.add_edge(START, "attending")
+    play.builder.add_edge("vote", "attending")
+    return play.compile()
 
 
 def majority_vote(

@@ -86,25 +86,6 @@ class Wiring:
         self.builder = Builder(state, output_schema=ConsultationOutput)
         self.builder.images, self.builder.contexts = self.images, None
 
-    def asking(
-        self,
-        model: ChatModel,
-        name: str,
-        words: Words,
-        reading: Reading,
-        samples: bool = False,
-    ) -> ByModel:
-        """A role with the model that answers in it.
-
-        Args:
-            model: who answers.
-            name: the role's, under which its calls are counted.
-            words: the prompt.
-            reading: of what it is answered.
-            samples: whether the model must answer anew each time, though its own temperature is 0.
-        """
-        return ByModel(Role(name, self.images, words, reading), sampled(model) if samples else model, self.frozen)
-
     def add(
         self,
         name: str,
@@ -140,6 +121,40 @@ class Wiring:
     def compile(self) -> Consultation:
         """The graph."""
         return self.builder.compile(checkpointer=self.common.get("checkpointer"), name=self.name)
+
+
+class Play(Wiring):
+    """A baseline in the making whose roles are all played by one model.
+
+    Args:
+        model: who plays them.
+        state: as in `Wiring`, as are the others.
+        common: what the baseline was given.
+        name: the graph's.
+
+    Raises:
+        ValueError, TypeError: as `Wiring` and `chat_model`.
+    """
+
+    def __init__(self, model: Model, state: type[ConsultationState], common: Common, name: str) -> None:
+        super().__init__(state, common, name)
+        self.model = chat_model(model)
+
+    def role(self, name: str, words: Words, reading: Reading, samples: bool = False) -> ByModel:
+        """The model in a role.
+
+        Args:
+            name: the role's, under which its calls are counted.
+            words: the prompt.
+            reading: of what it is answered.
+            samples: whether the model must answer anew each time, though its own temperature is 0.
+        """
+        model = sampled(self.model) if samples else self.model
+        return ByModel(Role(name, self.images, words, reading), model, self.frozen)
+
+    def ask(self, name: str, words: Words, reading: Reading, **given: Any) -> None:
+        """Add a node where the model plays the role of this name; `given` is as in `add`."""
+        self.add(name, self.role(name, words, reading), **given)
 
 
 def _nothing(state: Any) -> None:
