@@ -40,6 +40,11 @@
     return element;
   }
 
+  // Each part by itself: one that turns the direction of writing does not turn its neighbours.
+  function joined(parts) {
+    return parts.filter(Boolean).flatMap((part, i) => (i ? [" · ", said(part)] : [said(part)]));
+  }
+
   function mark(right) {
     return right === null ? null : make("span", `mark ${right ? "right" : "wrong"}`, right ? "✓ right" : "✗ wrong");
   }
@@ -91,10 +96,11 @@
   }
 
   function restore() {
-    if (location.hash && !location.hash.includes("=")) return;
+    if (location.hash && !location.hash.includes("=")) return false;
     const kept = new URLSearchParams(location.hash.slice(1));
     for (const name of [...Object.keys(FILTERS), "q"]) form.elements[name].value = kept.get(name) || "";
     for (const select of form.querySelectorAll("select")) if (select.selectedIndex < 0) select.selectedIndex = 0;
+    return true;
   }
 
   // One trace, in the list and opened
@@ -108,7 +114,7 @@
       "",
       mark(trace.right) || make("span", "mark", outcome),
       said(trace.about.question, "ask"),
-      make("span", "facts", facts.filter(Boolean).join(" · ")),
+      make("span", "facts", ...joined(facts)),
     );
     const details = make("details", "trace", summary);
     details.addEventListener("toggle", () => details.open && details.children.length === 1 && details.append(body(trace)));
@@ -146,7 +152,7 @@
       make("p", "", said(words)),
       context ? make("p", "thought", said(context)) : null,
       options.length ? make("ol", "", ...lines) : key === null ? null : make("p", "right", "Key: ", said(key)),
-      known.length ? make("p", "thought", known.join(" · ")) : null,
+      known.length ? make("p", "thought", ...joined(known)) : null,
     ];
   }
 
@@ -167,7 +173,8 @@
       make(
         "li",
         "",
-        `${opinion.specialty} ${opinion.doctor}: `,
+        said(opinion.specialty),
+        ` ${opinion.doctor}: `,
         said(opinion.answer === null ? "unreadable" : opinion.answer),
         " ",
         mark(opinion.right),
@@ -191,7 +198,7 @@
       make("h4", "", "Decision"),
       make("p", "", said(made.answer === null ? (made.abstained ? "abstained" : "unreadable") : made.answer), " ", mark(trace.right)),
       made.reasoning ? make("p", "thought", said(made.reasoning)) : null,
-      make("p", "thought", said(facts.filter(Boolean).join(" · "))),
+      make("p", "thought", ...joined(facts)),
     ];
   }
 
@@ -211,7 +218,7 @@
     const text = make("pre", "", told.text);
     text.dir = "auto";
     text.tabIndex = 0;
-    return make("details", "call", make("summary", "", facts.filter(Boolean).join(" · ")), text);
+    return make("details", "call", make("summary", "", ...joined(facts)), text);
   }
 
   fill();
@@ -225,5 +232,5 @@
     extend();
     list.children[first].firstElementChild.focus();
   });
-  window.addEventListener("hashchange", () => { restore(); apply(); });
+  window.addEventListener("hashchange", () => { if (restore()) apply(); });
 })();

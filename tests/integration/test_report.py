@@ -181,6 +181,16 @@ def test_the_address_keeps_the_filter(read):
     assert read(hash="#traces").count() == read(hash="#tier=nonsense").count() == 1000
 
 
+def test_going_to_a_part_of_the_page_leaves_the_traces_as_they_are(read):
+    reader = read(hash="#tier=hard")
+    reader.page.locator(".trace > summary").first.click()
+    for part in ("Plots", "Traces"):
+        reader.page.get_by_role("link", name=part).click()
+        reader.page.wait_for_function(f"location.hash === '#{part.lower()}'")
+    assert reader.page.locator(".trace[open] .body").count() == 1
+    assert reader.page.locator("[name=tier]").input_value() == "hard"
+
+
 def test_a_trace_with_the_keyboard_alone(read):
     reader = read(hash="#system=trained&q=case-2")
     trace = reader.page.locator(".trace", has_text="case-2 ·")
@@ -212,6 +222,9 @@ def test_hostile_text_stays_text(read):
         call.click()
     said = reader.page.locator("#list").text_content()
     assert said.count(EVIL) > 20
+    turned = "[...document.querySelectorAll('#list *')].filter((element) => [...element.childNodes].some("
+    turned += "(node) => node.nodeType === 3 && node.data.includes('\u202e')) && !element.closest('[dir=auto]')).length"
+    assert reader.page.evaluate(turned) == 0, "writing that is turned stays by itself"
     assert reader.page.locator("#list img, #list script, #list iframe").count() == 0
     assert reader.page.locator("script").count() == 2
     assert reader.fits(), "a line of 10 kB is broken"
