@@ -33,6 +33,7 @@ from rl.curriculum import TIERS
 from rl.datasets import LabeledCase, is_benchmark
 from rl.figures import Outcome, Prices, figures, outcome_of
 from rl.models import model_string
+from rl.provenance import commit, versions
 from rl.statistics import compare
 from rl.systems import Models, System, read_systems
 from rl.traces import Trace
@@ -139,6 +140,8 @@ async def evaluate(given: argparse.Namespace) -> dict[str, Any]:
         "systems": {name: system.model_dump(exclude_none=True) for name, system in systems.items()},
         "cases": {},
         "results": {},
+        "versions": versions(),
+        "commit": commit(),
     }
     for name, cases in zip(names, given.cases, strict=True):
         cohort = measured(cases, work.images, given.split, given.free_text, given.size, given.seed)

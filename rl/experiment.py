@@ -10,7 +10,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,12 @@ from rl.held_out import by_tier, decide, decided, print_confusion, print_table, 
 from rl.launch import refuse_here
 from rl.models import Start, merge, model_string
 from rl.policy import PolicyChatModel, load_policy
+from rl.provenance import versions
 from rl.rollout import Rollout, roll_upstream
 from rl.run import Run
 from rl.settings import Command, Settings
 from rl.store import read_traces, write_traces
 from rl.traces import Trace
-
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "langgraph", "langchain-core")
 
 
 class Experiment:
@@ -241,7 +239,7 @@ def summarize(
         "seed": seed,
         "recipe": run.told.recipe,
         "arguments": run.told.arguments,
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": versions(),
     }
 
 

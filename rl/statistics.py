@@ -168,3 +168,10 @@ def over_seeds(values: Sequence[float]) -> Figure:
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     mean = fmean(values)
     return Figure(mean, mean - half, mean + half, len(values))
+
+
+def p_over_seeds(differences: Sequence[float]) -> float | None:
+    """Student's t: that the mean over seeds is 0; None of one seed, or where all differences are the same."""
+    if len(set(differences)) < 2:
+        return None
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)

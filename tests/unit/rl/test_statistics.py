@@ -8,7 +8,17 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from rl.statistics import NOTHING, calibration, compare, over_seeds, risk_coverage, share, threshold, wilson
+from rl.statistics import (
+    NOTHING,
+    calibration,
+    compare,
+    over_seeds,
+    p_over_seeds,
+    risk_coverage,
+    share,
+    threshold,
+    wilson,
+)
 
 
 def test_alone_in_their_clusters_cases_have_scipys_interval():
@@ -138,3 +148,13 @@ def test_over_seeds():
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
     assert (found.value, found.n) == (pytest.approx(0.718), 5)
     assert over_seeds([0.5]).low is None
+
+
+@given(st.lists(st.integers(-20, 20).map(lambda n: n / 100), min_size=2, max_size=8))
+def test_the_test_over_seeds_agrees_with_their_interval(differences):
+    p, interval = p_over_seeds(differences), over_seeds(differences)
+    if p is None:
+        assert len(set(differences)) == 1
+    else:
+        assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
+    assert p_over_seeds(differences[:1]) is None

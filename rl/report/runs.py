@@ -1,0 +1,195 @@
+"""What a report is made of: folders of evaluations and of training runs.
+
+Invariant: a figure of several seeds is their mean with its interval over seeds, never the best; of one seed it is that
+seed's figure with the interval that its evaluation gave it.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl.statistics import NOTHING, Figure, over_seeds, p_over_seeds
+from rl.traces import Trace
+from rl.trials import Trial
+
+Result = Mapping[str, Any]
+"""What `evaluation.json` says of one system on some cases."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A folder that `rl.evaluate --out` has written."""
+
+    folder: Path
+    seed: int
+    reference: str
+    systems: Mapping[str, Mapping[str, Any]]
+    cases: Mapping[str, Mapping[str, Any]]
+    results: Mapping[str, Mapping[str, Result]]
+    versions: Mapping[str, str]
+    commit: str | None
+
+    def traces(self, cases: str, system: str) -> Iterator[Trace]:
+        """The consultations of a system on some cases."""
+        return Trial(self.folder / "trials" / cases / system).traces()
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The folder of a finished training run."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    stages: list[str]
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        return self.folder.resolve().name
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The same systems, by name, evaluated with one seed or several, on the same cases or others."""
+
+    evaluations: Sequence[Evaluation]
+    """By their seeds."""
+
+    @property
+    def systems(self) -> list[str]:
+        """Their names, in the order in which they were told."""
+        return list(self.evaluations[0].systems)
+
+    @functools.cached_property
+    def cases(self) -> dict[str, Mapping[str, Any]]:
+        """What is known of all cases that any seed was measured on, by their names."""
+        return {name: about for evaluation in self.evaluations for name, about in evaluation.cases.items()}
+
+    @property
+    def reference(self) -> str:
+        """The system that others are compared with."""
+        return self.evaluations[0].reference
+
+    @property
+    def seeds(self) -> list[int]:
+        """All of them."""
+        return sorted({evaluation.seed for evaluation in self.evaluations})
+
+    def results(self, cases: str, system: str) -> list[Result]:
+        """What was found with each seed."""
+        return [one.results[cases][system] for one in self.evaluations if system in one.results.get(cases, {})]
+
+    def figure(self, cases: str, system: str, *path: str) -> Figure:
+        """A figure over seeds.
+
+        Args:
+            cases: their name.
+            system: its name.
+            path: where `rl.figures.figures` has it, such as `by`, `tier`, `hard`.
+        """
+        found = [figure_at(result, path) for result in self.results(cases, system)]
+        known = [figure for figure in found if figure.value is not None]
+        if len(known) < 2:
+            return known[0] if known else NOTHING
+        return over_seeds([figure.value for figure in known if figure.value is not None])
+
+    def p(self, cases: str, system: str) -> float | None:
+        """That the system is as often right as the reference: McNemar's test, or over seeds Student's t.
+
+        None for the reference itself, and where the seeds' differences are all the same.
+        """
+        compared = [told for result in self.results(cases, system) if (told := result["against_reference"])]
+        if len(compared) == 1:
+            return float(compared[0]["p"])
+        differences = [told["difference"]["value"] for told in compared]
+        return p_over_seeds([difference for difference in differences if difference is not None])
+
+
+def figure_at(result: Result, path: Sequence[str]) -> Figure:
+    """A figure of one seed; a mean that has no interval is a figure without one."""
+    told: Any = result
+    for name in path:
+        told = told.get(name) if isinstance(told, Mapping) else None
+    if isinstance(told, Mapping):
+        return Figure(**told)
+    return NOTHING if told is None else Figure(float(told), None, None, 1)
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Evaluation], list[Training]]:
+    """The evaluations and the training runs in these folders.
+
+    Raises:
+        ValueError: naming the folder that is neither, and what it must hold.
+    """
+    runs = [_read(folder) for folder in folders]
+    return [run for run in runs if isinstance(run, Evaluation)], [run for run in runs if isinstance(run, Training)]
+
+
+def _read(folder: Path) -> Evaluation | Training:
+    if (folder / "evaluation.json").is_file():
+        return _evaluation(folder)
+    if (folder / "summary.json").is_file() and (folder / "stages").is_dir():
+        stages = [path.name for path in (folder / "stages").iterdir() if path.is_dir()]
+        return Training(folder, _json(folder / "summary.json"), sorted(stages, key=_place))
+    raise ValueError(
+        f"runs: {str(folder)!r} is no finished run; give a folder with evaluation.json (python -m rl.evaluate --out), "
+        "or with summary.json and stages/ (a training command)"
+    )
+
+
+def _place(stage: str) -> tuple[int, str]:
+    """Stages are numbered from 1; imitation's has no number."""
+    number = stage.partition("-")[0]
+    return (int(number) if number.isdecimal() else 0, stage)
+
+
+def _evaluation(folder: Path) -> Evaluation:
+    told = _json(folder / "evaluation.json")
+    names = ("seed", "reference", "systems", "cases", "results")
+    if missing := [name for name in names if name not in told]:
+        raise ValueError(f"runs: {folder / 'evaluation.json'} lacks {', '.join(missing)}; evaluate again")
+    known = {name: told[name] for name in names}
+    return Evaluation(folder, **known, versions=told.get("versions", {}), commit=told.get("commit"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"runs: {path} cannot be read ({error}); run its command again") from error
+    if not isinstance(told, dict):
+        raise ValueError(f"runs: {path} is no JSON object; run its command again")
+    return told
+
+
+def studies_of(evaluations: Sequence[Evaluation]) -> list[Study]:
+    """Evaluations of the same systems, by name, are one study, in the order of the first of each.
+
+    Raises:
+        ValueError: naming two folders of a study that have the same seed and cases, or other references.
+    """
+    together: dict[tuple[str, ...], list[Evaluation]] = {}
+    for evaluation in evaluations:
+        together.setdefault(tuple(sorted(evaluation.systems)), []).append(evaluation)
+    for group in together.values():
+        _check(group)
+    return [Study(sorted(group, key=lambda one: one.seed)) for group in together.values()]
+
+
+def _check(group: Sequence[Evaluation]) -> None:
+    measured: dict[tuple[int, str], Path] = {}
+    for one in group:
+        if one.reference != (reference := group[0].reference):
+            raise ValueError(
+                f"runs: {group[0].folder} compares with {reference!r}, and {one.folder} with {one.reference!r}; "
+                "evaluate one of them again, with the --reference of the other"
+            )
+        for cases in one.cases:
+            if (other := measured.setdefault((one.seed, cases), one.folder)) is not one.folder:
+                raise ValueError(
+                    f"runs: {other} and {one.folder} both hold seed {one.seed} of {cases}; "
+                    "give one of them, or evaluate with another --seed"
+                )

@@ -1,0 +1,241 @@
+"""The report's tables: accuracy in the papers' layout, and what became of the specialists and what it cost.
+
+Invariant: rows that the papers print are marked as quoted, and stand only under the benchmarks that they are of.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl.datasets import is_benchmark
+from rl.report.numbers import Cell, p_value, percent, plain
+from rl.report.runs import Study
+from rl.statistics import CONFIDENCE, DRAWS, Figure
+
+PAPER = {
+    "vqa_rad": "VQA-RAD",
+    "slake": "SLAKE",
+    "path_vqa": "PathVQA",
+    "omnimedvqa": "OmniMedVQA",
+    "mmmu_medical": "MMMU-Med",
+    "medxpertqa": "MedXpertQA-MM",
+}
+"""The papers' columns, in their order, by the names that `--cases` takes."""
+ATTENDING = {
+    "majority right": "majority",
+    "right → wrong": "right_to_wrong",
+    "wrong → right": "wrong_to_right",
+    "conforms": "conformity",
+    "conforms to the wrong": "conformity_when_wrong",
+    "suppresses a minority": "minority_suppression",
+}
+MAJORITY_NOTE = (
+    "Majority right: of the cases in which most specialists gave one answer, the share where it is the key. "
+    "Right → wrong: where it is, the share that the attending decides wrongly; wrong → right: where it is not, the "
+    "share that it decides rightly. Conforms: its decision is that majority. Suppresses a minority: some specialist is "
+    "right, the majority is not, and nor is the decision."
+)
+COST_NOTE = (
+    "Seconds are of all calls together, whether or not they ran at the same time. Calls that a cache has spared count "
+    "as if they were made."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """What stands above a column."""
+
+    title: str
+    about: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row: a system that was measured, or one that is quoted."""
+
+    label: str
+    cells: Sequence[Cell]
+    mark: str = ""
+    """Of the note that says whence it is quoted; empty: it was measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table, as every format shows it."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    notes: Sequence[str] = ()
+
+    @property
+    def apart(self) -> list[bool]:
+        """Of each column whether any of its figures has an interval."""
+        return [any(row.cells[place].low for row in self.rows) for place in range(len(self.columns))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A system of a study, by the name that the whole report knows it by."""
+
+    label: str
+    study: Study
+    system: str
+
+    def figure(self, cases: str, *path: str) -> Figure:
+        """A figure of it; see `Study.figure`."""
+        return self.study.figure(cases, self.system, *path)
+
+
+def measured(studies: Sequence[Study]) -> list[Measured]:
+    """All systems, named; where two studies have one of the same name, with the folder that it is of."""
+    names = [system for study in studies for system in study.systems]
+    folders = [study.evaluations[0].folder for study in studies]
+    known = [folder.name if len({one.name for one in folders}) == len(folders) else str(folder) for folder in folders]
+    return [
+        Measured(f"{system} ({folder})" if names.count(system) > 1 else system, study, system)
+        for study, folder in zip(studies, known, strict=True)
+        for system in study.systems
+    ]
+
+
+def columns_of(studies: Sequence[Study]) -> dict[str, str]:
+    """The titles of all cases by their names: the papers' benchmarks in the papers' order, then the others."""
+    found: dict[str, str] = {}
+    for study in studies:
+        for name, about in study.cases.items():
+            found.setdefault(name, PAPER[name] if name in PAPER and is_benchmark(about["source"]) else name)
+    ours = [name for name in PAPER if found.get(name) == PAPER[name]]
+    return {name: found[name] for name in (*ours, *found)}
+
+
+def accuracy_table(studies: Sequence[Study]) -> Table:
+    """Accuracy in %: a row for each system, a column for each benchmark."""
+    columns = columns_of(studies)
+    systems = measured(studies)
+    told = [[one.figure(cases, "accuracy") for cases in columns] for one in systems]
+    rows = [Row(one.label, [percent(figure) for figure in row]) for one, row in zip(systems, told, strict=True)]
+    quoted, sources = _quoted([name for name, title in columns.items() if title == PAPER.get(name)], list(columns))
+    heads = [Column(title, _sizes(studies, name)) for name, title in columns.items()]
+    notes = [*interval_notes(studies), *failures(systems, columns), *sources]
+    return Table("Accuracy in %", heads, [*rows, *quoted], notes)
+
+
+def _sizes(studies: Sequence[Study], cases: str) -> str:
+    """How many cases a column is of."""
+    sizes = {
+        result["accuracy"]["n"] for study in studies for name in study.systems for result in study.results(cases, name)
+    }
+    low, high = min(sizes, default=0), max(sizes, default=0)
+    return f"{low} cases" if low == high else f"{low} to {high} cases"
+
+
+def _quoted(benchmarks: Sequence[str], columns: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """The papers' rows that say something of these benchmarks, and their sources."""
+    rows, sources = [], []
+    for paper in yaml.safe_load(Path(__file__).with_name("quoted.yaml").read_text(encoding="utf-8")):
+        printed = {
+            label: [Figure(told[name] / 100, None, None, 0) if name in benchmarks and name in told else None
+                    for name in columns]
+            for label, told in paper["rows"].items()
+        }  # fmt: skip
+        kept = {label: figures for label, figures in printed.items() if any(figures)}
+        for label, figures in kept.items():
+            rows.append(Row(label, [percent(figure) if figure else Cell() for figure in figures], paper["mark"]))
+        if kept:
+            sources.append(
+                f"{paper['mark']} Quoted from {paper['source']}, not measured here: other models, other prompts and "
+                "perhaps other cases. Not comparable with the rows above."
+            )
+    return rows, sources
+
+
+def interval_notes(studies: Sequence[Study]) -> list[str]:
+    """What the intervals are."""
+    several = [study for study in studies for cases in study.cases if _seeds(study, cases) > 1]
+    single = [study for study in studies for cases in study.cases if _seeds(study, cases) == 1]
+    seeds = sorted({seed for study in several for seed in study.seeds})
+    level = f"{CONFIDENCE:.0%}"
+    over = (
+        f"Each figure is the mean over all seeds ({', '.join(map(str, seeds))}) with its {level} interval over seeds, "
+        "by Student's t."
+    )
+    once = (
+        f"Intervals are at {level}, by bootstrap over images ({DRAWS:,} resamples): questions about one image stand "
+        "and fall together."
+    )
+    notes = [over] if several else []
+    return [*notes, f"Where there is one seed: {once[0].lower()}{once[1:]}" if several else once] if single else notes
+
+
+def _seeds(study: Study, cases: str) -> int:
+    return sum(cases in one.cases for one in study.evaluations)
+
+
+def failures(systems: Iterable[Measured], columns: Iterable[str]) -> list[str]:
+    """Which figures are of fewer cases than were asked."""
+    notes, columns = [], list(columns)
+    for one in systems:
+        for cases in columns:
+            told = one.study.results(cases, one.system)
+            failed, left = (sum(int(result.get(name, 0)) for result in told) for name in ("failed", "left"))
+            if failed or left:
+                short = f"{failed} cases failed and {left} were not begun"
+                notes.append(f"{one.label} on {cases}: {short}; its figures are of the rest.")
+    return notes
+
+
+def attending_table(systems: Sequence[Measured], cases: str, title: str) -> Table:
+    """What the attending makes of its specialists, in %; systems without any are left out."""
+    rows = [
+        Row(one.label, [percent(one.figure(cases, "attending", name)) for name in ATTENDING.values()])
+        for one in systems
+    ]
+    heads = [Column(name) for name in ATTENDING]
+    told = [row for row in rows if any(cell.value for cell in row.cells)]
+    return Table(f"What the attending makes of its specialists: {title}, in %", heads, told)
+
+
+def cost_table(systems: Sequence[Measured], cases: str, title: str) -> Table:
+    """Triage, what could not be read, what a case costs, and how a system compares with the reference."""
+    heads = {
+        "triage": "accuracy, %",
+        "unparsed": "%",
+        "calls": "a case",
+        "tokens read": "a case",
+        "tokens written": "a case",
+        "dollars": "a case",
+        "seconds": "a case",
+        "difference": "% points",
+        "p": "",
+    }
+    rows = [Row(one.label, _cost(one, cases)) for one in systems]
+    told = f"Triage, cost, and comparison with {references_of(systems)}: {title}"
+    return Table(told, [Column(name, about) for name, about in heads.items()], rows)
+
+
+def _cost(one: Measured, cases: str) -> list[Cell]:
+    spent: dict[str, Any] = {"calls": 1, "input_tokens": 0, "output_tokens": 0, "dollars": 4, "seconds": 2}
+    return [
+        percent(one.figure(cases, "triage", "accuracy")),
+        percent(one.figure(cases, "unparsed")),
+        *(plain(one.figure(cases, "cost", name), digits) for name, digits in spent.items()),
+        percent(one.figure(cases, "against_reference", "difference")),
+        p_value(one.study.p(cases, one.system)),
+    ]
+
+
+def references_of(systems: Sequence[Measured]) -> str:
+    """Whom others are compared with."""
+    return ", ".join(dict.fromkeys(one.study.reference for one in systems))
+
+
+def detail_notes(studies: Sequence[Study]) -> list[str]:
+    """What the columns of the further tables are."""
+    several = any(_seeds(study, cases) > 1 for study in studies for cases in study.cases)
+    test = "Student's t over the seeds, where there are several, or else by " if several else ""
+    difference = f"Difference is of accuracy, on the cases of both; p is by {test}McNemar's exact test."
+    return [MAJORITY_NOTE, f"{difference} {COST_NOTE}"]

@@ -1,0 +1,136 @@
+"""What a report is made of, and figures over seeds, by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from reported import figure, result, told, write_evaluation, write_training
+
+from rl.report.runs import Study, read_runs, studies_of
+from rl.statistics import NOTHING
+
+
+def study(*folders: Path) -> Study:
+    (found,) = studies_of(read_runs(folders)[0])
+    return found
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    """A study of so many seeds, whose system `b` was found so."""
+
+    def make(*found, cases="slake"):
+        folders = [
+            write_evaluation(tmp_path / f"seed{seed}", {cases: {"a": result(), "b": one}}, seed)
+            for seed, one in enumerate(found)
+        ]
+        return study(*folders)
+
+    return make
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    (tmp_path / "stages").mkdir()
+    with pytest.raises(ValueError, match=r"runs: '.*' is no finished run; give a folder with evaluation.json"):
+        read_runs([tmp_path])
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read"), ("[]", "no JSON object"), ("{}", "lacks seed")])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, text, words):
+    (tmp_path / "evaluation.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"runs: .*evaluation\.json.*{words}"):
+        read_runs([tmp_path])
+
+
+def test_stages_are_in_their_order(tmp_path):
+    names = ["10-hard", "2-medium", "1-easy"]
+    _, (training,) = read_runs([write_training(tmp_path / "run", names)])
+    assert training.stages == ["1-easy", "2-medium", "10-hard"]
+    assert training.name == "run"
+
+
+def test_an_evaluation_from_before_versions_were_kept(tmp_path):
+    folder = write_evaluation(tmp_path, {"slake": {"a": result()}})
+    said = json.loads((folder / "evaluation.json").read_text())
+    del said["versions"], said["commit"]
+    (folder / "evaluation.json").write_text(json.dumps(said))
+    (evaluation,), _ = read_runs([folder])
+    assert (evaluation.versions, evaluation.commit) == ({}, None)
+
+
+def test_one_seed_keeps_its_own_interval(seeds):
+    found = seeds(result(0.5)).figure("slake", "b", "accuracy")
+    assert (found.value, found.low, found.high, found.n) == (0.5, 0.4, 0.6, 10)
+
+
+def test_several_seeds_are_their_mean_with_students_t(seeds):
+    found = seeds(result(0.5), result(0.9), result(0.7)).figure("slake", "b", "accuracy")
+    half = 4.302653 * 0.2 / math.sqrt(3)  # t(0.975, 2 degrees), and a standard deviation of 0.2
+    assert found.value == pytest.approx(0.7), "not the best"
+    assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half))
+    assert found.n == 3
+
+
+def test_a_mean_without_an_interval_gets_one_over_seeds(seeds):
+    spent = [result(cost={"calls": calls}) for calls in (4.0, 6.0)]
+    alone = seeds(spent[0]).figure("slake", "b", "cost", "calls")
+    assert (alone.value, alone.low, alone.high) == (4.0, None, None)
+    both = seeds(*spent).figure("slake", "b", "cost", "calls")
+    assert both.value == 5.0
+    assert both.high == pytest.approx(5 + 12.706205 * math.sqrt(2) / math.sqrt(2))
+
+
+def test_what_no_seed_knows_is_nothing(seeds):
+    found = seeds(result(cost={"dollars": None}), result(None))
+    assert found.figure("slake", "b", "cost", "dollars") == NOTHING
+    assert found.figure("slake", "b", "by", "tier", "medium") == NOTHING
+    assert found.figure("vqa_rad", "b", "accuracy") == NOTHING
+
+
+def test_a_seed_that_knows_nothing_is_not_counted(seeds):
+    found = seeds(result(0.5), result(accuracy=figure(None)), result(0.7)).figure("slake", "b", "accuracy")
+    assert (found.value, found.n) == (pytest.approx(0.6), 2)
+
+
+def test_p_of_one_seed_is_mcnemars(seeds):
+    assert seeds(result(against_reference=told(0.1, 0.25))).p("slake", "b") == 0.25
+    assert seeds(result()).p("slake", "a") is None, "the reference itself"
+
+
+def test_p_over_seeds_is_students(seeds):
+    found = [result(against_reference=told(difference, 0.25)) for difference in (0.1, 0.2, 0.3)]
+    t = 0.2 / (0.1 / math.sqrt(3))
+    assert seeds(*found).p("slake", "b") == pytest.approx(1 - t / math.sqrt(t * t + 2))  # two degrees of freedom
+    assert seeds(*[found[0]] * 3).p("slake", "b") is None, "no spread, no test"
+
+
+def test_other_systems_are_another_study(tmp_path):
+    one = write_evaluation(tmp_path / "one", {"slake": {"a": result(), "b": result()}})
+    two = write_evaluation(tmp_path / "two", {"slake": {"a": result()}}, seed=1)
+    three = write_evaluation(tmp_path / "three", {"slake": {"a": result(), "b": result()}}, seed=1)
+    found = studies_of(read_runs([one, two, three])[0])
+    assert [[each.folder.name for each in study.evaluations] for study in found] == [["one", "three"], ["two"]]
+    assert [study.seeds for study in found] == [[0, 1], [1]]
+
+
+def test_one_seed_may_lie_in_folders_of_other_cases(tmp_path):
+    found = study(
+        write_evaluation(tmp_path / "one", {"slake": {"a": result(0.1)}}),
+        write_evaluation(tmp_path / "two", {"vqa_rad": {"a": result(0.2)}}),
+    )
+    assert list(found.cases) == ["slake", "vqa_rad"]
+    assert [found.figure(cases, "a", "accuracy").value for cases in found.cases] == [0.1, 0.2]
+
+
+def test_the_same_seed_twice_is_refused(tmp_path):
+    folders = [write_evaluation(tmp_path / name, {"slake": {"a": result()}}) for name in ("one", "two")]
+    with pytest.raises(ValueError, match=r"one and .*two both hold seed 0 of slake"):
+        study(*folders)
+
+
+def test_other_references_are_refused(tmp_path):
+    found = {"slake": {"a": result(), "b": result()}}
+    folders = [write_evaluation(tmp_path / name, found, seed, reference=name) for seed, name in enumerate("ab")]
+    with pytest.raises(ValueError, match=r"compares with 'a', and .* with 'b'"):
+        study(*folders)

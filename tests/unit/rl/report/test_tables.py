@@ -1,0 +1,221 @@
+"""The tables, and what other programs get of them."""
+
+import csv
+import io
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reported import figure, result, told, write_evaluation
+
+from rl.report.exports import LATEX, csv_of, escaped, latex_of
+from rl.report.numbers import Cell, p_value, percent, plain, rounded
+from rl.report.runs import read_runs, studies_of
+from rl.report.tables import accuracy_table, attending_table, columns_of, cost_table, detail_notes, measured
+from rl.statistics import NOTHING, Figure
+
+
+@pytest.fixture
+def studies(tmp_path):
+    """Studies of evaluations, each told by its results and, if it is not the first, its seed."""
+
+    def make(*found, **fields):
+        folders = [
+            write_evaluation(tmp_path / str(place), results, seed, **fields)
+            for place, (results, seed) in enumerate(
+                (*one, 0)[:2] if isinstance(one, tuple) else (one, 0) for one in found
+            )
+        ]
+        return studies_of(read_runs(folders)[0])
+
+    return make
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(None, 1, ""), (0.04, 1, "0.0"), (-0.04, 1, "0.0"), (-0.06, 1, "-0.1"), (12.35, 0, "12"), (1234.5, 1, "1234.5")],
+)
+def test_rounded(value, digits, text):
+    assert rounded(value, digits) == text
+
+
+def test_cells():
+    assert percent(Figure(0.5, 0.4321, 0.61, 9)) == Cell("50.0", "43.2", "61.0")
+    assert percent(NOTHING) == Cell()
+    assert plain(Figure(5.0, None, None, 1), 2) == Cell("5.00")
+    assert (Cell("5", "4", "6").text, Cell("5").text, Cell().text) == ("5 [4, 6]", "5", "-")
+    assert [p_value(p).value for p in (None, 0.0004, 0.001, 0.5)] == ["", "<0.001", "0.001", "0.500"]
+
+
+# The table in the papers' layout
+
+
+def test_columns_are_in_the_papers_order(studies):
+    found = studies(
+        {name: {"a": result()} for name in ("clinic", "path_vqa", "vqa_rad")},
+        sources={"path_vqa": "path_vqa:/data", "vqa_rad": "vqa_rad"},
+    )
+    assert columns_of(found) == {"vqa_rad": "VQA-RAD", "path_vqa": "PathVQA", "clinic": "clinic"}
+
+
+def test_a_row_for_each_system_with_its_interval(studies):
+    table = accuracy_table(studies({"clinic": {"a": result(0.5), "b": result(0.55)}}))
+    assert [(row.label, row.mark, *row.cells) for row in table.rows] == [
+        ("a", "", Cell("50.0", "40.0", "60.0")),
+        ("b", "", Cell("55.0", "40.0", "60.0")),
+    ]
+    assert [(column.title, column.about) for column in table.columns] == [("clinic", "10 cases")]
+    assert len(table.notes) == 1
+    assert "bootstrap over images" in table.notes[0]
+
+
+def test_over_seeds_the_note_says_so(studies):
+    told = accuracy_table(studies(({"clinic": {"a": result(0.4)}}, 7), ({"clinic": {"a": result(0.6)}}, 3)))
+    assert told.rows[0].cells[0].value == "50.0"
+    assert told.notes == [
+        "Each figure is the mean over all seeds (3, 7) with its 95% interval over seeds, by Student's t."
+    ]
+
+
+def test_where_some_have_one_seed_both_notes_are_there(studies):
+    found = studies({"clinic": {"a": result()}}, ({"clinic": {"a": result()}}, 1), {"clinic": {"b": result()}})
+    over, once = accuracy_table(found).notes
+    assert "seeds (0, 1)" in over
+    assert once.startswith("Where there is one seed: intervals are at 95%, by bootstrap")
+
+
+def test_papers_are_quoted_under_their_benchmarks_only(studies):
+    table = accuracy_table(
+        studies({"clinic": {"a": result()}, "path_vqa": {"a": result()}}, sources={"path_vqa": "path_vqa"})
+    )
+    quoted = {row.label: [cell.value for cell in row.cells] for row in table.rows if row.mark}
+    assert quoted == {  # the paper's table 1, its column PathVQA
+        "GPT-4o": ["69.4", ""],
+        "Qwen2.5-VL-7B": ["60.5", ""],
+        "MedVLThinker-7B": ["65.2", ""],
+        "MDAgents": ["65.4", ""],
+        "MMedAgent-RL (7B)": ["72.3", ""],
+        "MMedAgent-RL + test-time scaling": ["74.3", ""],
+    }
+    assert not any(cell.low for row in table.rows if row.mark for cell in row.cells)
+    assert re.match(r"† Quoted from MMedAgent-RL \(arXiv 2506.00555\), not measured here", table.notes[-1])
+
+
+def test_both_papers_have_their_notes(studies):
+    table = accuracy_table(studies({"omnimedvqa": {"a": result()}}, sources={"omnimedvqa": "omnimedvqa"}))
+    marks = {row.label: (row.mark, row.cells[0].value) for row in table.rows}
+    assert marks["MMedExpert-R1 (7B)"] == ("‡", "83.0")
+    assert marks["MMedAgent-RL w/o triage"] == ("†", "66.2")
+    assert [note[0] for note in table.notes[1:]] == ["†", "‡"]
+
+
+def test_a_file_that_is_named_as_a_benchmark_is_none(studies):
+    table = accuracy_table(studies({"slake": {"a": result()}}, sources={"slake": "mine/slake.jsonl"}))
+    assert [column.title for column in table.columns] == ["slake"]
+    assert [row.label for row in table.rows] == ["a"]
+
+
+def test_systems_of_the_same_name_are_told_apart(studies):
+    found = studies({"clinic": {"a": result()}}, {"clinic": {"a": result(), "b": result()}})
+    assert [one.label for one in measured(found)] == ["a (0)", "a (1)", "b"]
+
+
+def test_folders_of_the_same_name_are_told_apart(tmp_path):
+    folders = [
+        write_evaluation(tmp_path / place / "eval", {"clinic": {name: result() for name in systems}})
+        for place, systems in (("x", "a"), ("y", "ab"))
+    ]
+    found = measured(studies_of(read_runs(folders)[0]))
+    assert [one.label for one in found] == [f"a ({folders[0]})", f"a ({folders[1]})", "b"]
+
+
+def test_figures_of_fewer_cases_say_so(studies):
+    few = result(accuracy=figure(0.5, 0.4, 0.6, 7), failed=2, left=1)
+    table = accuracy_table(studies({"clinic": {"a": result(), "b": few}}))
+    assert table.columns[0].about == "7 to 10 cases"
+    assert "b on clinic: 2 cases failed and 1 were not begun; its figures are of the rest." in table.notes
+
+
+# The others
+
+
+def test_attending_and_cost(studies):
+    found = result(
+        attending={**result()["attending"], "right_to_wrong": figure(0.125, 0.0, 0.25)},
+        cost={"calls": 5.0, "input_tokens": 70.25, "output_tokens": 30.0, "seconds": 1.234, "dollars": 0.00125},
+        against_reference=told(-0.05, 0.0001),
+    )
+    systems = measured(studies({"clinic": {"a": result(), "b": found}}))
+    attending = attending_table(systems, "clinic", "clinic")
+    cells = dict(zip([column.title for column in attending.columns], attending.rows[1].cells, strict=True))
+    assert cells["right → wrong"] == Cell("12.5", "0.0", "25.0")
+    cost = cost_table(systems, "clinic", "clinic")
+    assert [cell.text for cell in cost.rows[1].cells] == [
+        *(
+            "90.0 [80.0, 100.0]",
+            "0.0 [0.0, 10.0]",
+            "5.0",
+            "70",
+            "30",
+            "0.0013",
+            "1.23",
+            "-5.0 [-15.0, 5.0]",
+            "<0.001",
+        )
+    ]
+    assert [cell.text for cell in cost.rows[0].cells][-2:] == ["-", "-"], "the reference"
+    assert cost.title == "Triage, cost, and comparison with a: clinic"
+
+
+def test_who_hears_no_specialists_makes_nothing_of_them(studies):
+    nobody = result(attending=dict.fromkeys(result()["attending"], figure(None, n=0)))
+    systems = measured(studies({"clinic": {"a": result(), "alone": nobody}}))
+    assert [row.label for row in attending_table(systems, "clinic", "clinic").rows] == ["a"]
+
+
+def test_the_notes_say_which_test_it_is(studies):
+    found = {"clinic": {"a": result()}}
+    assert "p is by McNemar's exact test" in detail_notes(studies(found))[1]
+    both = detail_notes(studies(found, (found, 1)))[1]
+    assert "p is by Student's t over the seeds, where there are several, or else by McNemar's exact test" in both
+
+
+# CSV and LaTeX
+
+
+def test_csv_has_what_the_table_has(studies):
+    table = accuracy_table(studies({"slake": {'a"b,c': result(0.5)}}, sources={"slake": "slake"}))
+    rows = list(csv.reader(io.StringIO(csv_of(table))))
+    assert rows[0] == ["system", "quoted", "SLAKE", "SLAKE low", "SLAKE high"]
+    assert rows[1] == ['a"b,c', "no", "50.0", "40.0", "60.0"]
+    assert rows[2] == ["GPT-4o", "yes", "75.5", "", ""]
+    assert len(rows) == 1 + len(table.rows)
+
+
+def test_latex(studies):
+    table = accuracy_table(studies({"slake": {"my_system": result(0.5)}}, sources={"slake": "slake"}))
+    text = latex_of(table)
+    assert r"my\_system & 50.0 & {\scriptsize [40.0, 60.0]} \\" in text
+    assert r"\textit{GPT-4o}\textsuperscript{\dag{}} & \textit{75.5} &  \\" in text
+    assert r" & \multicolumn{2}{c}{SLAKE} \\" in text
+    assert [text.count(rf"\{rule}rule") for rule in ("top", "mid", "bottom")] == [1, 2, 1]
+    assert text.count("\\begin{") == text.count("\\end{") == 2
+
+
+def test_a_cell_that_is_empty_or_negative(studies):
+    found = {"clinic": {"a": result(accuracy=figure(0.1, -0.05, 0.3))}, "slake": {"a": result(None)}}
+    text = latex_of(accuracy_table(studies(found)))
+    assert r"a & 10.0 & {\scriptsize [$-$5.0, 30.0]} & -- & \\" in text
+
+
+@given(st.text())
+def test_what_latex_prints_is_the_text(text):
+    """No character keeps a meaning of its own: undone, one after the other, all are there again."""
+    back = {shown: chr(character) for character, shown in LATEX.items() if character != ord("\n")}
+    pieces = re.split("(" + "|".join(map(re.escape, sorted(back, key=len, reverse=True))) + ")", escaped(text))
+    assert "".join(back.get(piece, piece) for piece in pieces) == text.replace("\n", " ")
+    assert not re.search(r"[\\&%$#_{}~^<>]", "".join(piece for piece in pieces if piece not in back))
