@@ -8,6 +8,7 @@ frequent there is none, and the figures that ask for it leave the case out.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ from mmedagent_graph.answers import same_text
 from mmedagent_graph.state import Opinion
 from mmedagent_graph.votes import entropy
 from rl.curriculum import TIERS
-from rl.statistics import calibration, risk_coverage, share
+from rl.statistics import calibration, risk_coverage, share, threshold
 from rl.traces import NodeCall, Trace, is_right
 
+RISK = 0.1
+"""Of the answers that are given where a system may abstain, so many may be wrong."""
 Prices = Mapping[str, tuple[float, float]]
 """Of a model: dollars for a million tokens that it reads, and that it writes."""
 
@@ -176,11 +179,37 @@ def _triage(outcomes: Sequence[Outcome], of: Callable[..., dict[str, Any]]) -> d
 
 def _confidence(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
     """Calibration, and risk against coverage, of the votes' shares; None where nobody voted more than once."""
-    told = [(outcome.confidence, outcome.right) for outcome in outcomes if outcome.confidence is not None]
+    told = [outcome for outcome in outcomes if outcome.confidence is not None]
     if not told:
         return None
-    sure, right = zip(*told, strict=True)
-    return {**dataclasses.asdict(calibration(sure, right)), "risk_coverage": risk_coverage(sure, right), "n": len(told)}
+    sure, right = _sureness(told)
+    return {
+        **dataclasses.asdict(calibration(sure, right)),
+        "risk_coverage": risk_coverage(sure, right),
+        "abstention": _abstention(told),
+        "n": len(told),
+    }
+
+
+def _abstention(told: Sequence[Outcome]) -> dict[str, float | None] | None:
+    """From which confidence on at most `RISK` of the answers are wrong, by one half of the images; and what that comes
+    to on the other half: the share that is answered, and that of wrong answers among these.
+
+    None where no confidence is high enough.
+    """
+    halves: tuple[list[Outcome], list[Outcome]] = [], []
+    for outcome in told:
+        halves[hashlib.sha256(outcome.image.encode()).digest()[0] % 2].append(outcome)
+    least = threshold(*_sureness(halves[0]), RISK) if halves[0] else None
+    if least is None or not halves[1]:
+        return None
+    answered = [outcome for outcome in halves[1] if (outcome.confidence or 0.0) >= least]
+    wrong = sum(not outcome.right for outcome in answered) / len(answered) if answered else None
+    return {"threshold": least, "coverage": len(answered) / len(halves[1]), "risk": wrong}
+
+
+def _sureness(told: Sequence[Outcome]) -> tuple[list[float], list[bool]]:
+    return [outcome.confidence or 0.0 for outcome in told], [outcome.right for outcome in told]
 
 
 def _cost(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -109,6 +109,19 @@ def test_confidence_is_the_share_of_several_votes(said):
     assert told["risk_coverage"] == [(1.0, 0.5, 1.0), (0.75, 1.0, 0.5)]
 
 
+def test_whom_to_believe_is_learned_on_one_half_and_measured_on_the_other(said):
+    """Four votes of four are right in 19 of 20 cases, two of four in one of two."""
+    sure = [said("cyst" if i % 20 else "scar", votes=4, case=f"s{i}") for i in range(400)]
+    torn = [said("cyst" if i % 2 else "scar", votes=4, right_votes=2, case=f"t{i}") for i in range(400)]
+    told = figures([*sure, *torn])["confidence"]["abstention"]
+    assert told["threshold"] == 1.0
+    assert told["coverage"] == pytest.approx(0.5, abs=0.1)
+    assert told["risk"] == pytest.approx(0.05, abs=0.05)
+    right = [said("cyst", votes=4, case=f"r{i}") for i in range(50)]
+    assert figures([*right, *torn])["confidence"]["abstention"]["risk"] == 0
+    assert figures(torn)["confidence"]["abstention"] is None
+
+
 def call(model, read, written, seconds, cached=False):
     said = ("specialist", None, None, None, model, "t", None, None, None, None)
     return NodeCall(*said, read, written, seconds, cached)
