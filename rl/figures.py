@@ -192,10 +192,10 @@ def _confidence(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
 
 
 def _abstention(told: Sequence[Outcome]) -> dict[str, float | None] | None:
-    """From which confidence on at most `RISK` of the answers are wrong, by one half of the images; and what that comes
-    to on the other half: the share that is answered, and that of wrong answers among these.
+    """Where to abstain: the confidence from which on at most `RISK` of the answers are wrong, by one half of the images.
 
-    None where no confidence is high enough.
+    With what that comes to on the other half: the share that is answered, and that of wrong answers among these. None
+    where no confidence is high enough.
     """
     halves: tuple[list[Outcome], list[Outcome]] = [], []
     for outcome in told:
