@@ -192,7 +192,7 @@ def _confidence(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
 
 
 def _abstention(told: Sequence[Outcome]) -> dict[str, float | None] | None:
-    """Where to abstain: the confidence from which on at most `RISK` of the answers are wrong, by one half of the images.
+    """Where to abstain: from which confidence on at most `RISK` of the answers are wrong, by half of the images.
 
     With what that comes to on the other half: the share that is answered, and that of wrong answers among these. None
     where no confidence is high enough.
