@@ -435,6 +435,11 @@ class Desk:
     def see(self, selector: str, state: str = "visible") -> Any:
         return self.page.wait_for_selector(selector, state=state)
 
+    def reviews(self) -> None:
+        """Wait until the page asks for the review with all its parts: the browser shows one after the other."""
+        self.see("#review")
+        self.see(".decision .state:has-text('awaits your review')")
+
     def drop(self, *files: tuple[str, bytes]) -> None:
         given = [{"name": name, "mimeType": "application/octet-stream", "buffer": data} for name, data in files]
         self.page.set_input_files("#drop input[type=file]", given)
@@ -499,7 +504,7 @@ def test_the_clinics_example_from_the_button_to_approval(sit, clinic):
     desk.page.click("#example")
     desk.see(".previews img")
     desk.page.click("#consult")
-    desk.see("#review")
+    desk.reviews()
     assert desk.page.locator(".doctor.answered").count() == 3
     answer = desk.text(".decision .answer")
     assert answer in desk.page.input_value("#options textarea").splitlines()
@@ -534,7 +539,7 @@ def test_a_consultation_is_seen_as_it_happens(sit, gated):
     desk.see(".bar:has-text('yes')")
     assert desk.page.locator(".decision").count() == 0
     gated.say(case, attending_2=YES)
-    desk.see("#review")
+    desk.reviews()
     assert desk.text(".decision .answer") == "yes"
     assert "67% 2 of 3 votes" in desk.text(".decision dl")
     assert "1 of 2 specialists agree" in desk.text(".decision dl")
@@ -548,7 +553,7 @@ def test_a_reviewer_changes_the_answer(sit, gated):
     desk, case = sit(), "to be changed"
     gated.say(case, triage={"specialty": "Surgeon"}, attending_1=YES, **ALL)
     desk.ask(case, "yes", "no")
-    desk.see("#review")
+    desk.reviews()
     desk.page.click("#change")
     desk.see("#review .notice:has-text('Say what the answer shall be')")
     desk.choose("#another", "no")
@@ -565,7 +570,7 @@ def test_a_free_answer_is_changed_in_free_text(sit, gated):
     desk, case = sit(), "in free text"
     gated.say(case, triage={"specialty": "Surgeon"}, attending_1=YES, **ALL)
     desk.ask(case)
-    desk.see("#review")
+    desk.reviews()
     assert not desk.page.is_visible("#another")
     desk.page.fill("#free textarea, #free input", "a foreign body")
     desk.page.click("#change")
@@ -577,7 +582,7 @@ def test_a_reviewer_hears_another_specialist(sit, gated):
     desk, case = sit(), "to be heard"
     gated.say(case, triage={"specialty": "Surgeon"}, attending_1=YES, **ALL)
     desk.ask(case, "yes", "no")
-    desk.see("#review")
+    desk.reviews()
     desk.page.click("#hear")
     desk.see("#review .notice:has-text('Say which specialist')")
     desk.choose("#specialty", "Oncologist")
@@ -587,7 +592,7 @@ def test_a_reviewer_hears_another_specialist(sit, gated):
     assert not desk.page.is_visible("#review")
     assert desk.page.locator(".decision").count() == 0
     gated.say(case, doctor_4=NO, attending_1=NO)
-    desk.see("#review")
+    desk.reviews()
     assert desk.text(".decision .answer") == "no"
     assert "You ask for one more Oncologist Specialists Doctor 4 no agrees" in desk.text(".chart")
 
@@ -631,7 +636,7 @@ def test_nobody_can_put_markup_into_the_page(sit, gated):
     gated.say(case, triage={"specialty": "Surgeon", "reasoning": EVIL}, doctor_1=said, doctor_2=EVIL, doctor_3=said)
     gated.say(case, attending_1=said)
     desk.ask(case, EVIL, "harmless")
-    desk.see("#review")
+    desk.reviews()
     for summary in desk.page.query_selector_all(".chart summary"):
         summary.click()
     assert desk.page.inner_text(".decision .answer") == EVIL
@@ -650,7 +655,7 @@ def test_a_failure_is_said_and_can_be_tried_again(sit, gated):
     assert desk.page.locator(".node.working").count() == 0
     gated.say(case, attending_1=NO)
     desk.page.click("#retry")
-    desk.see("#review")
+    desk.reviews()
     assert desk.text(".decision .answer") == "no"
     assert not desk.page.is_visible("#retry")
 
@@ -665,10 +670,10 @@ def test_two_sessions_at_once_do_not_mix(sit, gated):
     for desk in (one, other):
         desk.see(".doctor.pending >> nth=2")
     gated.say("other", doctor_1=NO, doctor_2=NO, doctor_3=NO, attending_1=NO)
-    other.see("#review")
+    other.reviews()
     assert one.page.locator(".doctor.pending").count() == 3
     gated.say("one", attending_1=YES, **ALL)
-    one.see("#review")
+    one.reviews()
     other.page.click("#approve")
     other.see(".decision .state:has-text('approved')")
     assert (one.text(".referral"), one.text(".decision .answer")) == ("Surgeon", "yes")
@@ -690,7 +695,7 @@ def test_what_runs_can_be_cleared(sit, gated):
     gated.say("asked after", triage={"specialty": "Surgeon"}, attending_1=YES, **ALL)
     gated.say("never answered", triage={"specialty": "Radiologist"})
     desk.ask("asked after", "yes", "no")
-    desk.see("#review")
+    desk.reviews()
     assert desk.text(".referral") == "Surgeon"
 
 
@@ -705,7 +710,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(sit, gated, scheme):
     desk.see(".previews img")
     assert desk.fits()
     desk.ask(case, long, "no", votes="5")
-    desk.see("#review")
+    desk.reviews()
     for summary in desk.page.query_selector_all(".chart summary"):
         summary.click()
     assert desk.fits()
@@ -727,7 +732,7 @@ def test_a_keyboard_is_enough(sit, gated):
         if desk.page.evaluate("document.activeElement.id") == "consult":
             break
     desk.page.keyboard.press("Enter")
-    desk.see("#review")
+    desk.reviews()
     desk.page.focus(".chart summary")
     desk.page.keyboard.press("Enter")
     assert "I know." in desk.text(".chart")
