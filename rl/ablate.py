@@ -38,8 +38,10 @@ BASE = "base"
 SPECIAL = ("random", "label", "nobody")
 GRPO = ("--train_size", "1000", "--stage_steps", "60", "90", "90")
 """Of the clinic's attendings, so that all of the table is made in an hour."""
-BACKWARDS = ("--train_size", "1000", "--stage_steps", "90", "90", "60")
-BACKWARDS += ("--rehearsal", "0.45", "0.3", "0.25", "0.4", "0.4", "0.2", "0.6", "0.3", "0.1")
+BACKWARDS = (
+    *("--train_size", "1000", "--stage_steps", "90", "90", "60"),
+    *("--rehearsal", "0.45", "0.3", "0.25", "0.4", "0.4", "0.2", "0.6", "0.3", "0.1"),
+)
 """The steps and tiers of each stage in the other order."""
 
 
@@ -113,7 +115,8 @@ class Ablation:
     """
 
     def __init__(self, rows: Sequence[Row], given: argparse.Namespace, more: Sequence[str]) -> None:
-        self.out, self.rows, self._given, self._more = given.out, rows, given, list(more)
+        self.out: Path = given.out
+        self.rows, self._given, self._more = rows, given, list(more)
         self._locks: dict[str, threading.Lock] = {}
 
     @property

@@ -208,8 +208,18 @@ def _asked(messages: Sequence[BaseMessage]) -> Prompt:
 
 def _own_referral(text: str, completion_ids: list[int]) -> NodeCall:
     """What the policy under training said as triage."""
-    unknown = dict.fromkeys(("specialty", "doctor", "vote", "model", "prompt_ids", "logprobs", "finish"))
-    return NodeCall(node="triage", text=text, completion_ids=completion_ids, **unknown)
+    return NodeCall(
+        node="triage",
+        specialty=None,
+        doctor=None,
+        vote=None,
+        model=None,
+        text=text,
+        prompt_ids=None,
+        completion_ids=completion_ids,
+        logprobs=None,
+        finish=None,
+    )
 
 
 def _before_triage(trace: Trace) -> Trace:

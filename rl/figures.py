@@ -136,9 +136,14 @@ def figures(outcomes: Sequence[Outcome], by: Iterable[str] = (), seed: int = 0) 
         return outcome.right
 
     def split(name: Callable[[Outcome], str | None], order: Sequence[str] = ()) -> dict[str, Any]:
+        def accuracy(known: str) -> dict[str, Any]:
+            return of(right, lambda outcome: name(outcome) == known)
+
         found = {known for outcome in outcomes if (known := name(outcome)) is not None}
-        names = [known for known in order if known in found] or sorted(found)
-        return {known: of(right, lambda outcome, known=known: name(outcome) == known) for known in names}
+        return {known: accuracy(known) for known in [known for known in order if known in found] or sorted(found)}
+
+    def grouped(name: str) -> dict[str, Any]:
+        return split(lambda outcome: outcome.groups.get(name))
 
     return {
         "accuracy": of(right),
@@ -146,7 +151,7 @@ def figures(outcomes: Sequence[Outcome], by: Iterable[str] = (), seed: int = 0) 
         "by": {
             "tier": split(lambda outcome: outcome.tier, TIERS),
             "specialty": split(lambda outcome: outcome.referred),
-            **{name: split(lambda outcome, name=name: outcome.groups.get(name)) for name in by},
+            **{name: grouped(name) for name in by},
         },
         "attending": {
             "majority": of(lambda outcome: bool(outcome.majority), lambda outcome: outcome.majority is not None),

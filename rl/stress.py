@@ -88,7 +88,7 @@ def wrong(count: int, words: str = "") -> Perturbation:
         lure = ward.wrong(trace)
         doctors = [opinion["doctor"] for opinion in trace.opinions]
         erring = _draw(trace, "doctors").sample(doctors, len(doctors))[:count]
-        told = [
+        told: list[Opinion] = [
             _said(opinion, trace, lure, words) if opinion["doctor"] in erring else _said(opinion, trace, _key(trace))
             for opinion in trace.opinions
         ]
@@ -107,7 +107,7 @@ def shuffled(trace: Trace, ward: Ward) -> Perturbed:
     options, draw = list(trace.options), _draw(trace, "order")
     while options == trace.options:
         draw.shuffle(options)
-    told = [
+    told: list[Opinion] = [
         opinion if opinion["answer"] is None else {**opinion, "index": options.index(opinion["answer"])}
         for opinion in trace.opinions
     ]

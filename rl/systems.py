@@ -73,13 +73,13 @@ class System(BaseModel):
     triage: str | None = None
     specialists: str | list[str] | None = None
     attending: str | None = None
-    doctors: int | None = Field(None, ge=1)
+    doctors: int | None = Field(default=None, ge=1)
     votes: Votes | None = None
     abstain_below: Share | None = None
     max_referrals: Count | None = None
-    samples: int | None = Field(None, ge=1)
+    samples: int | None = Field(default=None, ge=1)
     match_tokens: str | None = None
-    rounds: int | None = Field(None, ge=1)
+    rounds: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _says_what_its_kind_takes(self) -> "System":

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -173,7 +173,7 @@ async def consult(graph: Consultation, case: LabeledCase, images: ImageStore) ->
     """The whole consultation of a case, with all that its models said."""
     recorder = CallRecorder()
     given = await asyncio.to_thread(case.given().fields, images)
-    ended = await graph.ainvoke(given, {"callbacks": [recorder]})
+    ended = await graph.ainvoke(cast(Any, given), {"callbacks": [recorder]})
     trace = Trace.of(case, {"case": given, **ended}, calls=recorder.calls)
     if trace.answer is not None and trace.opinions:
         trace.tier = tier_of(trace.opinions, trace.answer)
