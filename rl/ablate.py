@@ -130,7 +130,7 @@ class Ablation:
 
         Raises:
             ValueError: if it was made with other flags.
-            subprocess.CalledProcessError: if it fails; its log is beside the folder.
+            RuntimeError: if it fails, naming its log, which is beside the folder.
         """
         training, folder = TRAININGS[name], self.out / "trainings" / f"{name}-seed{seed}"
         with self._locks.setdefault(folder.name, threading.Lock()):
@@ -190,9 +190,10 @@ class Ablation:
         one = {"OMP_NUM_THREADS": "1"} if self._given.jobs > 1 else {}
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(f"{folder.name}.log").open("a") as log:
-            subprocess.run(
-                [sys.executable, "-m", module, *flags], check=True, stdout=log, stderr=log, env=os.environ | one
-            )
+            command = [sys.executable, "-m", module, *flags]
+            code = subprocess.run(command, stdout=log, stderr=log, env=os.environ | one).returncode
+        if code:
+            raise RuntimeError(f"{module} failed with {code}; {log.name} says why")
 
 
 def summarize(rows: Sequence[Row], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -30,8 +30,8 @@ def calls(monkeypatch):
         with lock:
             started.append(command)
         flags = command[3:]
-        seed = int(flags[flags.index("--seed") + 1])
         if command[2] == "rl.evaluate":
+            seed = int(flags[flags.index("--seed") + 1])
             out = ablate.Path(flags[flags.index("--out") + 1])
             systems = yaml.safe_load((out / "systems.yaml").read_text())["systems"]
             told = {name: figures(0.5 + 0.01 * place + 0.001 * seed) for place, name in enumerate(systems)}
@@ -39,8 +39,10 @@ def calls(monkeypatch):
         else:
             folder = ablate.Path(flags[flags.index("--runs") + 1]) / flags[flags.index("--name") + 1]
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "arguments.json").write_text(json.dumps({"arguments": flags}))
+            if "--resume" not in flags:
+                (folder / "arguments.json").write_text(json.dumps({"arguments": flags}))
             (folder / "summary.json").write_text("{}")
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(ablate.subprocess, "run", run)
     return started
@@ -88,7 +90,8 @@ def test_what_was_broken_off_goes_on(calls, tmp_path):
     main(flags)
     (folder / "summary.json").unlink()
     main(flags)
-    assert trained(calls)[-1][1][-1] == "--resume"
+    runs = ["--runs", str(folder.parent), "--name", folder.name]
+    assert trained(calls)[-1][1][3:] == [*runs, "--resume"]
 
 
 def test_other_flags_are_refused(calls, tmp_path):
@@ -121,10 +124,10 @@ def test_cases_of_ones_own(calls, tmp_path, capsys):
 
 def test_a_failed_training_ends_it(monkeypatch, tmp_path):
     def fails(command, **_):
-        raise subprocess.CalledProcessError(1, command)
+        return subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(ablate.subprocess, "run", fails)
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(RuntimeError, match=r"rl\.train_triage failed with 1; .*triage-seed0\.log says why"):
         main(["--out", str(tmp_path), "--seeds", "0"])
 
 
