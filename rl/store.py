@@ -1,6 +1,6 @@
-"""Traces in Parquet: the columns are the fields of a `Trace`.
+"""Traces in Parquet: the columns are the fields of a `Trace`. Those of an evaluation are lines of JSON, as they end.
 
-    traces = list(read_traces("runs/latest"))
+    traces = list(read_traces("runs/latest"))                                  # a training run, or an evaluation
     frame = load_frame("runs/latest")                                          # pandas
     load_dataset("parquet", data_files="runs/latest/**/*.parquet")             # Hugging Face
 
@@ -9,6 +9,7 @@ list an empty list.
 """
 
 import contextlib
+import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,8 @@ FEATURES = Features(
 """What `datasets` and every other reader of Parquet sees. Runs have graders of their own, so `rewards` is a list."""
 SCHEMA: pa.Schema = FEATURES.arrow_schema
 SUFFIX = ".parquet"
+LINES = "traces*.jsonl"
+"""An evaluation's files (`rl.trials`)."""
 PART = re.compile(r"step-(\d+)-rank\d+\.parquet")
 WRITTEN = {"compression": "zstd", "use_dictionary": False}
 """Token ids hardly repeat: dictionaries of them take time and room."""
@@ -92,29 +95,30 @@ def write_traces(path: Path, traces: Iterable[Trace]) -> None:
 
 
 def trace_files(path: str | Path) -> list[Path]:
-    """A Parquet file, or all below a folder in the order of their names.
+    """A file of traces, or all below a folder in the order of their names: Parquet, and lines of evaluations.
 
     Raises:
         ValueError: if there is none.
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted(path.rglob(f"*{SUFFIX}"))
+    files = [path] if path.is_file() else sorted([*path.rglob(f"*{SUFFIX}"), *path.rglob(LINES)])
     if not files:
         raise ValueError(
-            f"traces: no {SUFFIX} file at {str(path)!r}; give a file of traces, or a folder that holds some"
+            f"traces: no {SUFFIX} file and no {LINES} at {str(path)!r}; give a file of traces, or a folder with some"
         )
     return files
 
 
 def read_traces(path: str | Path) -> Iterator[Trace]:
-    """The traces of a Parquet file, or of all below a folder in the order of their names.
+    """The traces of a file, or of all below a folder in the order of their names.
 
     Raises:
         ValueError: naming the file, if there is none, or its columns are not those of traces.
     """
     files = trace_files(path)
     for file in files:  # all are looked at before the first trace is handed over
-        _opened(file).close()
+        if file.suffix != ".jsonl":
+            _opened(file).close()
     return (trace for file in files for trace in _read(file))
 
 
@@ -221,9 +225,27 @@ def _whole(file: Path) -> pa.Table:
 
 
 def _read(file: Path) -> Iterator[Trace]:
+    if file.suffix == ".jsonl":
+        yield from (trace_of(row) for row in read_lines(file) if "error" not in row)
+        return
     with _opened(file) as parquet:  # a stage has more parts than a process may have open files
         for batch in parquet.iter_batches(ROWS):
             yield from map(trace_of, batch.to_pylist())
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of an evaluation's file, of failed cases an `id` and an `error`; a line that is being written is none.
+
+    Raises:
+        ValueError: naming the file and the line, if that is no trace.
+    """
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.endswith(b"\n"):
+                row = json.loads(line)
+                if "error" not in row and (missing := [name for name in FEATURES if name not in row]):
+                    raise ValueError(f"{file}:{number}: no trace of an evaluation; it lacks {', '.join(missing)}")
+                yield row
 
 
 def row_of(trace: Trace) -> dict[str, Any]:
@@ -239,6 +261,7 @@ def row_of(trace: Trace) -> dict[str, Any]:
 
 def trace_of(row: dict[str, Any]) -> Trace:
     """The trace of a row, which is used up."""
+    row.pop("id", None)  # of a line of an evaluation: the case
     groups = {said["name"]: said["value"] for said in row.pop("groups")}
     usage = {spent.pop("node"): cast(NodeUsage, spent) for spent in row.pop("usage")}
     calls = [NodeCall(**call) for call in row.pop("calls")]

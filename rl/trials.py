@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,8 +24,8 @@ from mmedagent_graph.many import Line, Results, work_off
 from rl.curriculum import tier_of
 from rl.datasets import LabeledCase
 from rl.figures import Prices, dollars_of
-from rl.store import row_of, trace_of
-from rl.traces import CallRecorder, Trace
+from rl.store import LINES, read_lines, row_of, trace_of
+from rl.traces import CallRecorder, NodeCall, Trace
 
 SHARD = re.compile(r"(\d+)/(\d+)")
 
@@ -141,22 +140,14 @@ class Trial:
 
     def traces(self) -> Iterator[Trace]:
         """The traces of all shards, in no particular order; a line that is still being written is no trace."""
-        for line in _lines(self.folder):
-            if "error" not in line:
-                del line["id"]
-                yield trace_of(line)
+        return (trace_of(line) for line in self._lines() if "error" not in line)
 
     def failed(self) -> dict[str, str]:
         """Why cases failed, by their ids."""
-        return {line["id"]: line["error"] for line in _lines(self.folder) if "error" in line}
+        return {line["id"]: line["error"] for line in self._lines() if "error" in line}
 
-
-def _lines(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob("traces*.jsonl")):
-        with path.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    yield json.loads(line)
+    def _lines(self) -> Iterator[Line]:
+        return (line for path in sorted(self.folder.glob(LINES)) for line in read_lines(path))
 
 
 async def _line(graph: Consultation, images: ImageStore, budget: Budget, case: LabeledCase) -> Line:
@@ -174,7 +165,13 @@ async def consult(graph: Consultation, case: LabeledCase, images: ImageStore) ->
     recorder = CallRecorder()
     given = await asyncio.to_thread(case.given().fields, images)
     ended = await graph.ainvoke(cast(Any, given), {"callbacks": [recorder]})
-    trace = Trace.of(case, {"case": given, **ended}, calls=recorder.calls)
+    trace = Trace.of(case, {"case": given, **ended}, *_last(recorder.calls), calls=recorder.calls)
     if trace.answer is not None and trace.opinions:
         trace.tier = tier_of(trace.opinions, trace.answer)
     return trace
+
+
+def _last(calls: Sequence[NodeCall]) -> tuple[str, str | None]:
+    """The node that decided, and what it said, for other ways to count; several votes or doctors said no one text."""
+    deciding = [call for call in calls if call.node == calls[-1].node]
+    return deciding[-1].node if deciding else "", deciding[0].text if len(deciding) == 1 else None

@@ -1,7 +1,7 @@
 """Where published scorers and the strict reader disagree on the same outputs.
 
     python -m rl.scorers                             # on one output of each typical kind
-    python -m rl.scorers runs/latest                 # on the attending's stored outputs, a table for each file
+    python -m rl.scorers runs/latest                 # on the stored outputs of a run or an evaluation, a table a file
     python -m rl.scorers runs/latest --list 20       # and up to 20 outputs of each file on which they disagree
 
 Tables are Markdown. Answers to open questions, where there are any, have a table of figures.

@@ -84,20 +84,20 @@ def verdicts(output: Output) -> dict[str, bool]:
 
 
 def closed_outputs(traces: Iterable[Trace]) -> list[Output]:
-    """What the attending said to questions with options and a key."""
+    """What was decided on questions with options and a key, as the attending, or who stands in its place, wrote it."""
     return [
         Output(trace.case, trace.text, trace.options, trace.answer)
         for trace in traces
-        if trace.node == "attending" and trace.options and trace.text is not None and trace.answer is not None
+        if trace.node != "triage" and trace.options and trace.text is not None and trace.answer is not None
     ]
 
 
 def open_answers(traces: Iterable[Trace]) -> list[tuple[str, str]]:
-    """The attending's answers to open questions, and their keys; an answer that could not be read is empty."""
+    """The answers to open questions, and their keys; an answer that could not be read is empty."""
     return [
         (trace.decided or "", trace.answer)
         for trace in traces
-        if trace.node == "attending" and not trace.options and trace.decision is not None and trace.answer is not None
+        if trace.node != "triage" and not trace.options and trace.decision is not None and trace.answer is not None
     ]
 
 

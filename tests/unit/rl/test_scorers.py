@@ -1,5 +1,6 @@
 """Published scorers: each verdict from what is known of the toolkit, and where they differ from the strict reader."""
 
+import json
 import math
 import random
 import time
@@ -16,7 +17,7 @@ from rl.scorers import SCORERS, Output, disagreements, lmms_eval, open_figures
 from rl.scorers.__main__ import main
 from rl.scorers.table import verdicts
 from rl.scorers.typical import TYPICAL
-from rl.store import write_traces
+from rl.store import row_of, write_traces
 
 FINDINGS = ("nodule", "cyst", "scar", "normal")
 YES_NO = ("yes", "no")
@@ -358,10 +359,20 @@ def test_outputs_are_shown_only_when_asked_for(stored, capsys):
     assert "| c0 |" not in out  # all agree
 
 
+def test_an_evaluation_has_a_table_for_each_trial(tmp_path, trace, capsys):
+    for system, node in (("full", "attending"), ("alone", "answer")):
+        file = tmp_path / "trials" / "clinic" / system / "traces.0-of-2.jsonl"
+        file.parent.mkdir(parents=True)
+        lines = [{"id": "c1", **row_of(trace(case="c1", node=node, text="B"))}, {"id": "c2", "error": "away"}]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main([str(tmp_path)])
+    assert capsys.readouterr().out.count("(n=1)") == 2
+
+
 def test_what_cannot_be_compared_is_said(tmp_path, trace, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "nowhere")])
-    assert "no .parquet file" in capsys.readouterr().err
+    assert "no .parquet file and no traces" in capsys.readouterr().err
     write_traces(tmp_path / "traces.parquet", [trace(node="triage", text="B")])
     with pytest.raises(SystemExit):
         main([str(tmp_path)])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_what_was_there(tmp_path, trace, 
 
 @pytest.mark.parametrize("name", ["", "none.parquet", "none"])
 def test_where_nothing_is_reading_says_so(tmp_path, name):
-    with pytest.raises(ValueError, match=r"traces: no \.parquet file at '.*'; give a file"):
+    with pytest.raises(ValueError, match=r"traces: no \.parquet file and no traces\*\.jsonl at '.*'; give a file"):
         read_traces(tmp_path / name)
 
 
@@ -140,6 +141,13 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"traces\.parquet: not a Parquet file"):
         read_traces(path)
+
+
+def test_lines_of_something_else_are_refused(tmp_path):
+    path = tmp_path / "cases.jsonl"
+    path.write_text(json.dumps({name: None for name in FEATURES if name not in ("calls", "usage")}) + "\n")
+    with pytest.raises(ValueError, match=r"cases\.jsonl:1: no trace of an evaluation; it lacks usage, calls"):
+        list(read_traces(path))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from langgraph.cache.memory import InMemoryCache
 
 from rl.datasets import LabeledCase
+from rl.store import read_traces
 from rl.trials import Budget, Shard, Trial, consult
 
 CASES = [LabeledCase(f"case-{i}", f"Number {i}?", "CT", ["CT", "MRI"], groups={"organ": "Head"}) for i in range(12)]
@@ -37,7 +38,18 @@ async def test_every_case_has_a_trace(trial, images):
     one = traces["case-3"]
     assert (one.decided, one.right, one.tier, one.groups) == ("CT", True, "easy", {"organ": "Head"})
     assert [call.node for call in one.calls] == ["triage", *["specialist"] * 3, "attending"]
-    assert one.question == "Number 3?"
+    assert (one.question, one.node, one.text) == ("Number 3?", "attending", "<think>Seen.</think><answer>CT</answer>")
+
+
+async def test_several_votes_are_no_one_text(trial, images):
+    await trial.run(graph(images=images, votes=3), CASES[:1], images, 1, Budget())
+    (one,) = trial.traces()
+    assert (one.decided, one.text) == ("CT", None)
+
+
+async def test_a_folder_of_trials_is_read_as_a_training_run_is(trial, images):
+    await trial.run(graph(images=images), CASES[:3], images, 1, Budget())
+    assert sorted(read_traces(trial.folder.parent), key=str) == sorted(trial.traces(), key=str)
 
 
 async def test_what_is_done_is_not_done_again(trial, images):
