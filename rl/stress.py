@@ -4,31 +4,37 @@
     python -m rl.stress --models clinic:base --cases vqa_rad:/data/vqa_rad --triage vllm:M --specialists vllm:M
 
 Triage and specialists run once for each case; what is changed is changed in what the attending is given, and every
-model is given the very same. Draws are by the case's id, so they are the same in every run.
+model is given the very same. Draws are by the case's id, so they are the same in every run. With `--out` all answers
+are kept there: the same command goes on from wherever it was stopped.
 
-The figures of each perturbation: accuracy; how often the decision is another one than without it (`flipped`); and how
-often it is the wrong answer that was planted (`followed`), where one was.
+The figures of each perturbation: accuracy, where the right option is there; how often the decision is another one than
+without it (`flipped`); and how often it is the wrong answer that was planted (`followed`), where one was.
 """
 
 import argparse
 import asyncio
 import dataclasses
+import functools
 import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from langgraph.cache.base import BaseCache
 from rich.console import Console
 from rich.table import Table
 
 from mmedagent_graph.answers import same_text
+from mmedagent_graph.frozen import FrozenAnswers
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.models import load_model
+from mmedagent_graph.nodes.attending import Attending
+from mmedagent_graph.nodes.base import ByModel
 from mmedagent_graph.state import Opinion
+from rl.answers import answers_at
 from rl.cohort import CLINIC, measured, panel
-from rl.held_out import decide
-from rl.rollout import Rollout, roll_upstream
+from rl.rollout import Rollout, at_once, roll_upstream
 from rl.statistics import share
 from rl.traces import Trace, is_right
 
@@ -187,7 +193,10 @@ def figures(plain: Sequence[Trace], changed: Sequence[tuple[Perturbed, Trace]]) 
         return dataclasses.asdict(share([float(value) for value in values], images, counted))
 
     return {
-        "accuracy": of([bool(ended.right) for _, ended in changed]),
+        "accuracy": of(
+            [bool(ended.right) for _, ended in changed],
+            [any(is_right(option, _key(ended)) for option in ended.options) for _, ended in changed],
+        ),
         "flipped": of([not _same(before[ended.case].decided, ended.decided) for _, ended in changed]),
         "followed": of(
             [given.planted is not None and _same(given.planted, ended.decided) for given, ended in changed],
@@ -204,27 +213,43 @@ def _same(first: str | None, second: str | None) -> bool:
 
 
 async def stress(
-    rollout: Rollout, upstream: Sequence[Trace], models: Sequence[str], names: Sequence[str]
+    images: ImageStore,
+    upstream: Sequence[Trace],
+    models: Sequence[str],
+    names: Sequence[str],
+    answers: BaseCache[Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The figures of every model under every perturbation, `plain` (none) first.
 
     Args:
-        rollout: what renders the attending's prompts.
+        images: the store that the cases' images are in.
         upstream: cases with a key and options, with what was said before their attending.
         models: the attendings.
         names: of the perturbations.
+        answers: a LangGraph cache that keeps what they answer. Default: nothing is kept.
     """
     ward = Ward(upstream)
     told: dict[str, dict[str, Any]] = {}
     for model in models:
-        attending = load_model(model)
-        plain = await decide(rollout, upstream, attending, f"{model}: plain")
+        attending = ByModel(Attending(images), load_model(model), None if answers is None else FrozenAnswers(answers))
+        plain = await _decided(attending, upstream, f"{model}: plain")
         told[model] = {"plain": figures(plain, [(Perturbed(trace), trace) for trace in plain])}
         for name in names:
             given = [changed for trace in upstream if (changed := PERTURBATIONS[name](trace, ward)) is not None]
-            ended = await decide(rollout, [changed.trace for changed in given], attending, f"{model}: {name}")
+            ended = await _decided(attending, [changed.trace for changed in given], f"{model}: {name}")
             told[model][name] = figures(plain, list(zip(given, ended, strict=True)))
     return told
+
+
+async def _decided(attending: ByModel, traces: Sequence[Trace], title: str) -> list[Trace]:
+    """The traces with what the attending decides, in their order."""
+    ended: dict[int, Trace] = {}
+
+    async def decide(trace: Trace) -> Trace:
+        return dataclasses.replace(trace, decision=(await attending.acall(trace.given()))["decision"])
+
+    await at_once([functools.partial(decide, trace) for trace in traces], ended.__setitem__, title)
+    return [ended[place] for place in range(len(traces))]
 
 
 def print_stress(told: dict[str, dict[str, Any]]) -> None:
@@ -236,7 +261,7 @@ def print_stress(told: dict[str, dict[str, Any]]) -> None:
             table.add_column(column, justify="right")
         for name, row in rows.items():
             cells = [_cell(row[column]) for column in ("accuracy", "flipped", "followed", "unparsed")]
-            table.add_row(name, *cells, str(row["accuracy"]["n"]))
+            table.add_row(name, *cells, str(row["flipped"]["n"]))
         Console().print(table)
 
 
@@ -257,13 +282,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     parser.add_argument("--size", type=int, default=800, help="how many of the clinic's cases")
     parser.add_argument("--seed", type=int, default=0, help="of the clinic's cases")
     parser.add_argument("--only", nargs="+", choices=list(PERTURBATIONS), help="these perturbations; default: all")
-    parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
+    parser.add_argument("--out", type=Path, help="folder for the figures (stress.json) and all answers")
     given = parser.parse_args(arguments)
-    told = asyncio.run(_stressed(given))
+    try:
+        told = asyncio.run(_stressed(given))
+    except ValueError as error:
+        parser.error(str(error))
     print_stress(told)
     if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(told, indent=2) + "\n")
+        (given.out / "stress.json").write_text(json.dumps(told, indent=2) + "\n")
     return told
 
 
@@ -271,9 +298,10 @@ async def _stressed(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     images = ImageStore()
     cases = measured(given.cases, images, given.split, "skip", given.size, given.seed).cases
     specialists = panel(given.specialists, None if given.cases == CLINIC else given.cases, "clinic:base")
-    rollout = Rollout(triage=given.triage, specialists=specialists, images=images)
+    answers = answers_at(given.out / "answers.db", given.seed) if given.out else None
+    rollout = Rollout(triage=given.triage, specialists=specialists, images=images, answers=answers)
     upstream = await roll_upstream(rollout, cases)
-    return await stress(rollout, upstream, given.models, given.only or list(PERTURBATIONS))
+    return await stress(images, upstream, given.models, given.only or list(PERTURBATIONS), answers)
 
 
 if __name__ == "__main__":

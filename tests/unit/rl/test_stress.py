@@ -1,16 +1,17 @@
 """Perturbations: what each changes and what it leaves, and the figures of what came of it."""
 
 import dataclasses
+import json
 
 import pytest
 from fakes import FakeModel, answers
 from hypothesis import given
 from hypothesis import strategies as st
+from langgraph.cache.memory import InMemoryCache
 
 from mmedagent_graph.answers import read_answer
 from mmedagent_graph.votes import decide as tallied
-from rl.rollout import Rollout
-from rl.stress import PERTURBATIONS, Perturbed, Ward, figures, print_stress, stress
+from rl.stress import PERTURBATIONS, Perturbed, Ward, figures, main, print_stress, stress
 from rl.traces import is_right
 
 OPTIONS = ["nodule", "cyst", "scar", "normal"]
@@ -154,16 +155,39 @@ async def test_who_follows_the_first_opinion_and_who_his_eyes(monkeypatch, ward,
     models = {"conforms": FakeModel(answer=conforms), "stubborn": answers("cyst")}
     monkeypatch.setattr("rl.stress.load_model", models.__getitem__)
     names = ["3 of 3 wrong", "order in the question", "options shuffled", "no right option"]
-    told = await stress(Rollout(images=images), ward.traces, list(models), names)
+    told = await stress(images, ward.traces, list(models), names)
     assert told["conforms"]["3 of 3 wrong"]["followed"]["value"] == 1
     assert told["conforms"]["3 of 3 wrong"]["accuracy"]["value"] == 0
     assert told["stubborn"]["3 of 3 wrong"]["accuracy"]["value"] == pytest.approx(2 / 3)
     assert told["stubborn"]["3 of 3 wrong"]["flipped"]["value"] == 0
     assert told["conforms"]["options shuffled"]["flipped"]["value"] == 0
     assert told["stubborn"]["no right option"]["unparsed"]["value"] == pytest.approx(2 / 3)  # it is no option any more
+    assert told["stubborn"]["no right option"]["accuracy"]["n"] == 0
     assert list(told["stubborn"]) == ["plain", *names]
     assert read_answer("<answer>cyst</answer>", OPTIONS) == 1
     print_stress(told)
     shown = capsys.readouterr().out
     assert "order in the question" in shown
     assert "100.0" in shown
+
+
+async def test_what_was_answered_is_not_asked_again(monkeypatch, ward, images):
+    model, cache = answers("cyst"), InMemoryCache()
+    monkeypatch.setattr("rl.stress.load_model", lambda _: model)
+    first = await stress(images, ward.traces, ["m"], ["2 of 3 wrong"], cache)
+    asked = len(model.seen)
+    assert asked == 6
+    second = await stress(images, ward.traces, ["m"], ["2 of 3 wrong", "3 of 3 wrong"], cache)
+    assert len(model.seen) == asked + 3
+    assert second["m"]["2 of 3 wrong"] == first["m"]["2 of 3 wrong"]
+
+
+def test_the_command_keeps_what_it_finds(tmp_path, capsys):
+    flags = ["--models", "clinic:base", "--size", "8", "--only", "no image", "--out", str(tmp_path / "stress")]
+    told = main(flags)
+    assert json.loads((tmp_path / "stress" / "stress.json").read_text()) == told
+    assert told["clinic:base"]["no image"]["flipped"]["n"] == 8
+    assert main(flags) == told
+    with pytest.raises(SystemExit):
+        main(["--models", "clinic:base", "--cases", str(tmp_path / "none.jsonl")])
+    assert "none.jsonl" in capsys.readouterr().err
