@@ -2,11 +2,13 @@
 
     python -m rl.ablate                                                  # the clinic, five seeds, within an hour
     python -m rl.ablate --rows full "gamma off" --seeds 0 1 2 --jobs 1
-    python -m rl.ablate --cases slake --split train --eval_split validation --model Qwen/Qwen2.5-VL-3B-Instruct ...
+    python -m rl.ablate --cases slake --split train --eval_split validation --model Qwen/Qwen2.5-VL-3B-Instruct \
+        --triage vllm:MODEL --specialists vllm:MODEL vllm:MODEL vllm:MODEL \
+        --config rl/configs/one_24gb.yaml --sft_config sft.yaml --jobs 1
 
 Trainings are runs in `--out`, `--jobs` at a time, and every row is then measured on the same held-out cases by
 `rl.evaluate`'s own trials. What is finished is not done again: the same command goes on from wherever it was stopped.
-Flags that are not listed go to the trainings.
+Flags that are not listed go to the GRPO trainings of the attending.
 
 What the paper does not define is ours: without triage the specialty is drawn at random, and without specialists the
 trained attending decides alone; neither is trained anew. Instead of the curriculum's RL stands nothing (the base),
@@ -32,17 +34,17 @@ from tqdm import tqdm
 from rl.cohort import CLINIC
 from rl.curriculum import TIERS
 from rl.models import model_string
+from rl.settings import parse
 from rl.statistics import Figure, over_seeds
+from rl.train_attending import COMMAND as ATTENDING
+from rl.train_sft import COMMAND as SFT
+from rl.train_triage import COMMAND as TRIAGE
 
+COMMANDS = {command.module: command for command in (ATTENDING, SFT, TRIAGE)}
 BASE = "base"
 SPECIAL = ("random", "label", "nobody")
 GRPO = ("--train_size", "1000", "--stage_steps", "60", "90", "90")
 """Of the clinic's attendings, so that all of the table is made in an hour."""
-BACKWARDS = (
-    *("--train_size", "1000", "--stage_steps", "90", "90", "60"),
-    *("--rehearsal", "0.45", "0.3", "0.25", "0.4", "0.4", "0.2", "0.6", "0.3", "0.1"),
-)
-"""The steps and tiers of each stage in the other order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ TRAININGS = {
     "triage": Training("rl.train_triage", clinic=("--train_size", "1000"), hears=False),
     "curriculum": Training("rl.train_attending", clinic=GRPO),
     "mixed": Training("rl.train_attending", ("--stages", "mixed", "mixed", "mixed"), GRPO),
-    "reversed": Training("rl.train_attending", ("--stages", "hard", "medium", "easy"), BACKWARDS),
+    "reversed": Training("rl.train_attending", ("--stages", "hard", "medium", "easy"), GRPO),
     "no-gamma": Training("rl.train_attending", ("--gammas", "0", "0", "0"), GRPO),
     "sft": Training("rl.train_sft", clinic=("--train_size", "1000")),
 }
@@ -123,7 +125,17 @@ class Ablation:
     def trainings(self) -> list[str]:
         """Those that the rows need, triage first."""
         needed = {name for row in self.rows for name in (row.triage, row.attending)}
-        return [name for name in TRAININGS if name in needed]
+        return [name for name in TRAININGS if name in needed and not (name == "triage" and self._given.triage)]
+
+    def check(self) -> None:
+        """Read the settings of all trainings.
+
+        Raises:
+            ValueError: naming the option that one of them does not take.
+        """
+        for name in self.trainings:
+            command = COMMANDS[TRAININGS[name].module]
+            parse(command, self._flags(name))
 
     def train(self, name: str, seed: int) -> Path:
         """The folder of a finished training; one that was broken off goes on.
@@ -136,7 +148,7 @@ class Ablation:
         with self._locks.setdefault(folder.name, threading.Lock()):
             asked = ["--runs", str(folder.parent), "--name", folder.name, "--seed", str(seed), *self._flags(name)]
             if training.hears:
-                asked += ["--triage", model_string(str(self.train("triage", seed) / "model"))]
+                asked += ["--triage", self._triage(seed)]
             started = folder / "arguments.json"
             if started.exists() and json.loads(started.read_text())["arguments"] != asked:
                 raise ValueError(f"out: {folder} was made with other flags; remove it, or give another --out")
@@ -145,6 +157,9 @@ class Ablation:
                 self._call(folder, training.module, resumed if started.exists() else asked)
         return folder
 
+    def _triage(self, seed: int) -> str:
+        return str(self._given.triage or model_string(str(self.train("triage", seed) / "model")))
+
     def _flags(self, name: str) -> list[str]:
         given, training = self._given, TRAININGS[name]
         flags = list(training.flags)
@@ -152,8 +167,21 @@ class Ablation:
             flags += training.clinic
         else:
             flags += ["--cases", given.cases, "--split", given.split, "--eval_split", given.eval_split]
+            flags += ["--specialists", *given.specialists] if given.specialists and training.hears else []
         flags += ["--model", given.model] if given.model else []
-        return flags + (self._more if training.module == "rl.train_attending" else [])
+        if training.module == "rl.train_sft":
+            return flags + (["--config", str(given.sft_config)] if given.sft_config else [])
+        flags += self._more if training.module == "rl.train_attending" else []
+        return flags + (self._backwards() if name == "reversed" else [])
+
+    def _backwards(self) -> list[str]:
+        """Every tier with the steps and the shares that its stage has in the usual order."""
+        recipe = parse(COMMANDS["rl.train_attending"], self._flags("curriculum")).recipe
+        steps = map(str, reversed(recipe.stage_steps))
+        if len(recipe.rehearsal) == 1:  # one share for all: what was trained before it, whatever that is
+            return ["--stage_steps", *steps]
+        rows = [recipe.rehearsal[place : place + 3] for place in range(0, len(recipe.rehearsal), 3)]
+        return ["--stage_steps", *steps, "--rehearsal", *(str(share) for row in reversed(rows) for share in row)]
 
     def measure(self, seed: int) -> dict[str, Any]:
         """The figures of all rows on one seed's held-out cases, by the names of their systems."""
@@ -170,7 +198,7 @@ class Ablation:
 
     def _system(self, row: Row, seed: int) -> dict[str, Any]:
         base = model_string(self._given.model or "clinic:base")
-        triage = row.triage if row.triage in SPECIAL else model_string(str(self.train(row.triage, seed) / "model"))
+        triage = row.triage if row.triage in SPECIAL else self._triage(seed)
         attending = base
         if row.attending != BASE:
             trained = self.train(row.attending, seed)
@@ -268,7 +296,9 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The command line; flags that it does not know go to the GRPO trainings of the attending."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder (runs/ablation)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (2), each with one thread then")
@@ -277,12 +307,20 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--split", help="rows to train on, of other cases than the clinic's")
     parser.add_argument("--eval_split", help="rows to measure on")
     parser.add_argument("--model", help="the base; default: the clinic's")
+    parser.add_argument("--triage", help="model string of a triage that refers; default: one that is trained first")
     parser.add_argument("--specialists", nargs="+", help="model strings, one for each doctor")
+    parser.add_argument("--sft_config", type=Path, help="recipe of SFT; default: the clinic's")
     given, more = parser.parse_known_args(arguments)
     if given.cases != CLINIC and not (given.split and given.eval_split):
         parser.error("split: other cases than the clinic's need --split and --eval_split")
+    if given.cases == CLINIC and given.specialists:
+        parser.error("specialists: the clinic has its own; give them with --cases")
     rows = [row for row in ROWS if given.rows is None or row.name in given.rows or row is ROWS[0]]
     ablation = Ablation(rows, given, more)
+    try:
+        ablation.check()
+    except ValueError as error:
+        parser.error(str(error))
     _at_once(
         ablation.train, [(name, seed) for name in ablation.trainings for seed in given.seeds], given.jobs, "trainings"
     )

@@ -110,8 +110,10 @@ def test_flags_of_ones_own_go_to_the_attendings_trainings(calls, tmp_path):
 
 def test_cases_of_ones_own(calls, tmp_path, capsys):
     own = ["--cases", "slake", "--split", "train", "--eval_split", "validation", "--model", "Qwen/M"]
-    main(["--out", str(tmp_path), "--seeds", "0", "--rows", "full", *own])
-    for _, command in trained(calls):
+    own += ["--sft_config", "rl/configs/clinic_sft.yaml"]
+    main(["--out", str(tmp_path), "--seeds", "0", "--rows", "full", "SFT on gold answers", *own])
+    for name, command in trained(calls):
+        assert ("--config" in command) is (name == "sft-seed0")
         assert "--train_size" not in command
         assert command[command.index("--eval_split") + 1] == "validation"
         assert command[command.index("--model") + 1] == "Qwen/M"
@@ -120,6 +122,30 @@ def test_cases_of_ones_own(calls, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path), "--cases", "slake"])
     assert "need --split and --eval_split" in capsys.readouterr().err
+
+
+def test_a_triage_of_ones_own_is_not_trained(calls, tmp_path):
+    main(["--out", str(tmp_path), "--seeds", "0", "--rows", "full", "--triage", "vllm:M"])
+    ((name, command),) = trained(calls)
+    assert name == "curriculum-seed0"
+    assert command[command.index("--triage") + 1] == "vllm:M"
+    systems = yaml.safe_load((tmp_path / "seed-0" / "systems.yaml").read_text())["systems"]
+    assert systems["full"]["triage"] == "vllm:M"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--learning_rat", "1e-4"], "learning_rat"),
+        (["--stage_steps", "1", "2"], "stage_steps"),
+        (["--specialists", "clinic:base"], "the clinic has its own"),
+    ],
+)
+def test_wrong_flags_are_told_before_anything_is_trained(calls, tmp_path, capsys, flags, said):
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path), *flags])
+    assert said in capsys.readouterr().err
+    assert not calls
 
 
 def test_a_failed_training_ends_it(monkeypatch, tmp_path):
@@ -140,7 +166,7 @@ def test_every_attendings_training_is_a_recipe_that_is_taken(tmp_path):
 
 
 def _given(out):
-    return ablate.argparse.Namespace(out=out, cases="clinic", model=None, jobs=1)
+    return ablate.argparse.Namespace(out=out, cases="clinic", model=None, jobs=1, triage=None, sft_config=None)
 
 
 def test_the_other_order_has_each_tiers_own_steps_and_shares(tmp_path):
