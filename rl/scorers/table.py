@@ -92,10 +92,10 @@ def closed_outputs(traces: Iterable[Trace]) -> list[Output]:
     ]
 
 
-def open_answers(traces: Iterable[Trace]) -> list[tuple[str, str]]:
-    """The answers to open questions, and their keys; an answer that could not be read is empty."""
+def open_decisions(traces: Iterable[Trace]) -> list[Trace]:
+    """The consultations on open questions with a key that ended in a decision."""
     return [
-        (trace.decided or "", trace.answer)
+        trace
         for trace in traces
         if trace.node != "triage" and not trace.options and trace.decision is not None and trace.answer is not None
     ]
@@ -122,11 +122,19 @@ def output_table(outputs: Iterable[Output]) -> str:
     return _markdown(("id", "key", *SCORERS, "output"), rows)
 
 
-def open_table(answers: Sequence[tuple[str, str]]) -> str:
-    """The mean of each figure of open answers."""
-    figures = [open_figures(answer, key) for answer, key in answers]
+def open_table(opened: Sequence[Trace], verdicts: Sequence[float | None] | None = None) -> str:
+    """The mean of each figure of open answers; one that could not be read is empty.
+
+    Args:
+        opened: as `open_decisions`.
+        verdicts: a judge's on each; None: it gave none.
+    """
+    figures = [open_figures(trace.decided or "", str(trace.answer)) for trace in opened]
     rows = [(name, f"{fmean(figure[name] for figure in figures):.3f}") for name in figures[0]]
-    return _markdown(("open answers", f"mean (n={len(answers)})"), rows)
+    told = [verdict for verdict in verdicts or [] if verdict is not None]
+    if told:
+        rows.append((f"judge (n={len(told)})", f"{fmean(told):.3f}"))
+    return _markdown(("open answers", f"mean (n={len(opened)})"), rows)
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -9,10 +9,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from fakes import answers
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import quiet
 
+from mmedagent_graph.nodes.staff import answering
 from rl.scorers import SCORERS, Output, disagreements, lmms_eval, open_figures
 from rl.scorers.__main__ import main
 from rl.scorers.table import verdicts
@@ -357,6 +359,15 @@ def test_outputs_are_shown_only_when_asked_for(stored, capsys):
     assert "`<answer>secret\\|\\x1b[2J</answer>`" in out  # in one line, and harmless to a terminal
     assert "\x1b" not in out
     assert "| c0 |" not in out  # all agree
+
+
+def test_a_judge_has_a_row_of_its_own(stored, monkeypatch, capsys):
+    monkeypatch.setattr("rl.judge.answering", lambda node, model, *_: answering(node, says[model], *_))
+    says = {"vllm:kind": answers("correct"), "vllm:away": answers("hm")}
+    main([str(stored), "--judge", "vllm:kind"])
+    assert "| judge (n=2) | 0.500 |" in capsys.readouterr().out  # what could not be read is wrong
+    main([str(stored), "--judge", "vllm:away"])
+    assert "| judge (n=1) | 0.000 |" in capsys.readouterr().out  # no verdict on the other
 
 
 def test_an_evaluation_has_a_table_for_each_trial(tmp_path, trace, capsys):
