@@ -108,6 +108,7 @@ def _details(systems: Sequence[tables.Measured], columns: Mapping[str, str]) -> 
     for cases, title in columns.items():
         there = [one for one in systems if one.study.results(cases, one.system)]
         told += [table(there, cases, title) for table in (tables.attending_table, tables.cost_table)]
+        told += tables.group_tables(there, cases, title)
     return [table for table in told if table.rows]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rl.curriculum import TIERS
 from rl.datasets import is_benchmark
 from rl.report.numbers import Cell, p_value, percent, plain
 from rl.report.runs import Study
@@ -42,6 +43,8 @@ COST_NOTE = (
     "Seconds are of all calls together, whether or not they ran at the same time. Calls that a cache has spared count "
     "as if they were made."
 )
+GROUPS = 10
+"""At most so many columns of groups."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +132,7 @@ def _sizes(studies: Sequence[Study], cases: str) -> str:
     sizes = {
         result["accuracy"]["n"] for study in studies for name in study.systems for result in study.results(cases, name)
     }
-    low, high = min(sizes, default=0), max(sizes, default=0)
-    return f"{low} cases" if low == high else f"{low} to {high} cases"
+    return _size(sorted(sizes) or [0])
 
 
 def _quoted(benchmarks: Sequence[str], columns: Sequence[str]) -> tuple[list[Row], list[str]]:
@@ -195,8 +197,43 @@ def attending_table(systems: Sequence[Measured], cases: str, title: str) -> Tabl
         for one in systems
     ]
     heads = [Column(name) for name in ATTENDING]
-    told = [row for row in rows if any(cell.value for cell in row.cells)]
-    return Table(f"What the attending makes of its specialists: {title}, in %", heads, told)
+    return Table(f"What the attending makes of its specialists: {title}, in %", heads, _telling(rows))
+
+
+def group_tables(systems: Sequence[Measured], cases: str, title: str) -> list[Table]:
+    """Accuracy in %, a table for each way in which the figures are broken down, where there are two groups or more."""
+    results = [result for one in systems for result in one.study.results(cases, one.system)]
+    names = dict.fromkeys(name for result in results for name in result["by"])
+    return [table for name in names if (table := _group_table(systems, cases, title, name))]
+
+
+def _group_table(systems: Sequence[Measured], cases: str, title: str, name: str) -> Table | None:
+    sizes: dict[str, list[int]] = {}
+    for one in systems:
+        for result in one.study.results(cases, one.system):
+            for group, figure in result["by"].get(name, {}).items():
+                sizes.setdefault(group, []).append(figure["n"])
+    if len(sizes) < 2:
+        return None
+    largest = sorted(sizes, key=lambda group: -max(sizes[group]))
+    order = [tier for tier in TIERS if tier in sizes] if name == "tier" else largest
+    heads = [Column(group, _size(sizes[group])) for group in order[:GROUPS]]
+    rows = [
+        Row(one.label, [percent(one.figure(cases, "by", name, column.title)) for column in heads]) for one in systems
+    ]
+    left = [f"The {GROUPS} largest of {len(order)}."] if len(order) > GROUPS else []
+    told = {"specialty": "whom triage referred to"}.get(name, name.replace("_", " "))
+    return Table(f"Accuracy by {told}: {title}, in %", heads, _telling(rows), left)
+
+
+def _telling(rows: Sequence[Row]) -> list[Row]:
+    """Those that say something."""
+    return [row for row in rows if any(cell.value for cell in row.cells)]
+
+
+def _size(sizes: Sequence[int]) -> str:
+    low, high = min(sizes), max(sizes)
+    return f"{low} cases" if low == high else f"{low} to {high} cases"
 
 
 def cost_table(systems: Sequence[Measured], cases: str, title: str) -> Table:

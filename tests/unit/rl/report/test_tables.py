@@ -12,7 +12,15 @@ from reported import figure, result, told, write_evaluation
 from rl.report.exports import LATEX, csv_of, escaped, latex_of
 from rl.report.numbers import Cell, p_value, percent, plain, rounded
 from rl.report.runs import read_runs, studies_of
-from rl.report.tables import accuracy_table, attending_table, columns_of, cost_table, detail_notes, measured
+from rl.report.tables import (
+    accuracy_table,
+    attending_table,
+    columns_of,
+    cost_table,
+    detail_notes,
+    group_tables,
+    measured,
+)
 from rl.statistics import NOTHING, Figure
 
 
@@ -175,6 +183,28 @@ def test_who_hears_no_specialists_makes_nothing_of_them(studies):
     nobody = result(attending=dict.fromkeys(result()["attending"], figure(None, n=0)))
     systems = measured(studies({"clinic": {"a": result(), "alone": nobody}}))
     assert [row.label for row in attending_table(systems, "clinic", "clinic").rows] == ["a"]
+
+
+def test_groups_have_tables_of_their_own(studies):
+    def by(**sizes):
+        return {group: figure(0.5, 0.4, 0.6, n) for group, n in sizes.items()}
+
+    one = result(by={"tier": by(easy=5, hard=3), "specialty": by(A=8), "organ": by(Lung=2, Head=6)})
+    many = {f"organ-{n}": n for n in range(1, 15)}
+    other = result(by={"tier": by(easy=5, hard=2), "specialty": by(A=4, B=4), "organ": {}})
+    tiers, specialties, organs = group_tables(measured(studies({"clinic": {"a": one, "b": other}})), "clinic", "clinic")
+    assert [(column.title, column.about) for column in tiers.columns] == [
+        ("easy", "5 cases"),
+        ("hard", "2 to 3 cases"),
+    ]
+    assert specialties.title == "Accuracy by whom triage referred to: clinic, in %"
+    assert [row.cells[1].text for row in specialties.rows] == ["-", "50.0 [40.0, 60.0]"]
+    assert [column.title for column in organs.columns] == ["Head", "Lung"], "the largest first"
+    assert [row.label for row in organs.rows] == ["a"]
+    (large,) = group_tables(measured(studies({"x": {"a": result(by={"organ": by(**many)})}})), "x", "x")
+    assert [column.title for column in large.columns] == [f"organ-{n}" for n in range(14, 4, -1)]
+    assert large.notes == ["The 10 largest of 14."]
+    assert not group_tables(measured(studies({"x": {"a": result(by={"organ": by(Lung=3)})}})), "x", "x")
 
 
 def test_the_notes_say_which_test_it_is(studies):
