@@ -196,7 +196,7 @@ class Environment:
             self.flush()
 
     def flush(self) -> None:
-        """Record the last generation, once, however often it is learned from, and also where not all of it was."""
+        """Keep the last generation, once, however often it is learned from, and also where not all of it was."""
         if self.batch and not self._recorded:
             self.record.add(int(self.batch[0].step or 0), self.batch)
             self._recorded = True

@@ -75,8 +75,11 @@ def train_stage(environment: Environment, start: Start, out: Path, settings: GRP
         )
     for callback in (ProgressCallback, PrinterCallback):  # one bar is enough
         trainer.remove_callback(callback)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    environment.flush()
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        environment.flush()
+    finally:  # also of one that is interrupted
+        environment.record.flush()
     unfinished = out / "model.part"
     trainer.save_model(str(unfinished))
     state.wait_for_everyone()

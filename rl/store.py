@@ -81,7 +81,9 @@ LINES = "traces*.jsonl"
 PART = re.compile(r"step-(\d+)-rank\d+\.parquet")
 WRITTEN = {"compression": "zstd", "use_dictionary": False}
 """Token ids hardly repeat: dictionaries of them take time and room."""
-TOGETHER = 32
+STEPS = 10
+"""A part is of at most so many optimizer steps: a run that is killed, and never resumed, loses no more."""
+TOGETHER = 8
 """Parts that become one row group: small ones make a file slow to open."""
 ROWS = 256
 """Rows that are turned into Python values at a time."""
@@ -141,10 +143,10 @@ def load_frame(path: str | Path) -> "pd.DataFrame":
 
 
 class Rollouts:
-    """The rollouts of one stage as they are made: a part file for each step and process, one file in the end.
+    """The rollouts of one stage as they are made: part files of each process, of some steps each; one file in the end.
 
-    What a killed run leaves does no harm: a part is complete or not there, and a resumed run forgets what came after
-    its checkpoint.
+    What a killed run leaves does no harm: a part is complete or not there, no part lies on both sides of a checkpoint,
+    and a resumed run forgets what came after its own. A file of Parquet costs as much for one step as for several.
 
     Args:
         folder: where the parts are kept; nothing else is.
@@ -153,14 +155,23 @@ class Rollouts:
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder, self.rank = folder, rank
-        self._step, self._traces = 0, list[Trace]()
+        self._step, self._steps, self._traces = 0, 0, list[Trace]()
 
     def add(self, step: int, traces: Iterable[Trace]) -> None:
-        """Write the traces of an optimizer step; what this process adds to the same step again joins them."""
+        """Keep the traces of an optimizer step, to be written with those of the steps around it."""
         if step != self._step:
-            self._step, self._traces = step, []
+            if self._steps in (0, STEPS):  # 0: what was added to the last step after it had been written
+                self.flush()
+            self._step, self._steps = step, self._steps + 1
         self._traces += traces
-        write_traces(self.folder / f"step-{step:06}-rank{self.rank}{SUFFIX}", self._traces)
+
+    def flush(self) -> None:
+        """Write what has been added: by every process, before a checkpoint and before the end."""
+        if self._traces:
+            part = self.folder / f"step-{self._step:06}-rank{self.rank}{SUFFIX}"
+            already = list(read_traces(part)) if part.exists() else []  # the same step was added to again
+            write_traces(part, already + self._traces)
+        self._steps, self._traces = 0, []
 
     def forget_after(self, step: int) -> None:
         """Delete what came after a checkpoint's step, of all processes: they are to wait until it is done."""
@@ -171,8 +182,9 @@ class Rollouts:
     def close(self, path: Path) -> None:
         """Make one file of the parts of all processes, and remove them; killed at any point, it can be called again.
 
-        Every process must have added its last traces. Without any part nothing is written.
+        Every other process must have written its last traces. Without any part nothing is written.
         """
+        self.flush()
         if self.rank != 0:
             return
         merged = self.folder.with_name(f"{self.folder.name}.merged")

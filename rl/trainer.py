@@ -201,6 +201,10 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
             if (kind == i).any():
                 self._metrics["train"][f"no_variance/{name}"].append(lost[kind == i].float().mean().item())
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.environment.record.flush()  # a resumed run forgets only what came after
+        super()._save_checkpoint(*args, **kwargs)
+
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if torch.is_grad_enabled():

@@ -325,6 +325,7 @@ def test_every_completion_is_recorded_as_the_model_wrote_it(make_trainer):
     trainer = make_trainer()
     batch = batch_of(trainer)
     gradient_of(trainer, batch)
+    trainer.environment.record.flush()
     rollouts = list(read_traces(trainer.environment.record.folder))
     assert len(rollouts) == 8
     ids = [

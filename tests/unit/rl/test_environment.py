@@ -182,6 +182,7 @@ def test_what_lies_beyond_the_checkpoint_is_forgotten(make, trace, tmp_path, che
     for step in range(6):
         environment.rows(rows_of(environment, [2 * step + 1]), step, policy)
         environment.record.add(step + 1, [trace()])
+        environment.record.flush()
     other = make(joint(trace, 12), BOTH, rank=1, reroll=2, per_step=2)
     other.forget_after(checkpoint)  # the first process alone deletes
     assert len(list(tmp_path.glob("upstream-*"))) == 3
@@ -299,13 +300,16 @@ def test_a_generation_is_recorded_once_all_its_log_probabilities_are_there(make,
     graded(environment, [RIGHT, WRONG, TORN])
     for row in (2, 0):
         environment.scored(row, [-0.5, -0.25, -0.125, 9.0])
+    environment.record.flush()
     assert list(tmp_path.glob("rollouts/*")) == []
     environment.scored(1, [-1.0, -2.0, 9.0])
+    environment.record.flush()
     recorded = list(read_traces(tmp_path / "rollouts"))
     assert [one.text for one in recorded] == [RIGHT, WRONG, TORN]
     assert [one.logprobs for one in recorded] == [[-0.5], [-1.0, -2.0], [-0.5, -0.25, -0.125]]  # without the padding
     for row in range(3):  # learned from again
         environment.scored(row, [-7.0] * 3)
+    environment.record.flush()
     assert list(read_traces(tmp_path / "rollouts")) == recorded
 
 

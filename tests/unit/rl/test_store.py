@@ -228,6 +228,7 @@ def test_rollouts_are_parts_and_in_the_end_one_file(tmp_path, rollouts, trace):
     for step in (1, 2, 10, 1_000_001):
         for process in (rollouts, Rollouts(rollouts.folder, rank=1)):
             process.add(step, [trace(step=step, case=f"{process.rank}-{i}") for i in range(2)])
+            process.flush()
     assert sorted(path.name for path in rollouts.folder.iterdir())[:2] == [
         "step-000001-rank0.parquet",
         "step-000001-rank1.parquet",
@@ -245,6 +246,7 @@ def test_many_parts_become_few_row_groups(tmp_path, rollouts, trace, monkeypatch
     monkeypatch.setattr(store, "TOGETHER", 4)
     for step in range(1, 10):
         rollouts.add(step, [trace(step=step)])
+        rollouts.flush()
     rollouts.close(tmp_path / "out.parquet")
     assert steps_of(tmp_path) == list(range(1, 10))
     assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == 3
@@ -254,6 +256,7 @@ def test_there_may_be_more_parts_than_files_that_can_be_open(tmp_path, rollouts,
     resource = pytest.importorskip("resource")
     for step in range(1, 41):
         rollouts.add(step, [trace(step=step)])
+        rollouts.flush()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 20, hard))
     try:
@@ -268,7 +271,30 @@ def test_what_is_added_to_a_step_again_joins_it(rollouts, trace):
     rollouts.add(1, [trace(case="a")])
     rollouts.add(2, [trace(case="b")])
     rollouts.add(2, iter([trace(case="c")]))
-    assert [one.case for one in read_traces(rollouts.folder)] == ["a", "b", "c"]
+    rollouts.flush()
+    rollouts.add(2, [trace(case="d")])
+    rollouts.flush()
+    assert [path.name for path in rollouts.folder.iterdir()] == ["step-000002-rank0.parquet"]
+    assert [one.case for one in read_traces(rollouts.folder)] == ["a", "b", "c", "d"]
+
+
+@quiet
+@given(st.lists(st.integers(1, 3), max_size=40), st.sets(st.integers(0, 39), max_size=3))
+def test_parts_are_of_some_steps_and_nothing_is_lost_or_doubled(new_folder, jumps, checkpoints):
+    rollouts, step, expected = Rollouts(new_folder()), 0, []
+    for place, jump in enumerate(jumps):
+        step += jump - 1  # the same step again, the next, or one that is further on
+        rollouts.add(step, [Trace(str(place), "q", [], [], None, None, step=step)])
+        expected.append((step, str(place)))
+        if place in checkpoints:
+            rollouts.flush()
+        on_disk = [(one.step, one.case) for one in read_traces(rollouts.folder)] if rollouts.folder.exists() else []
+        assert on_disk == expected[: len(on_disk)]
+        assert len({step for step, _ in expected[len(on_disk) :]}) <= store.STEPS
+    rollouts.flush()
+    parts = [[one.step for one in read_traces(part)] for part in sorted(rollouts.folder.glob("*"))]
+    assert [step for part in parts for step in part] == [step for step, _ in expected]
+    assert all(max(one) < min(other) for one, other in itertools.pairwise(parts))
 
 
 @quiet
@@ -277,12 +303,15 @@ def test_a_resumed_stage_writes_again_what_came_after_its_checkpoint(new_folder,
     folder = new_folder()
     for rank in (0, 1):
         for step in steps:
-            Rollouts(folder, rank).add(step, [Trace(f"old-{rank}", "q", [], [], None, None, step=step)])
+            old = Rollouts(folder, rank)
+            old.add(step, [Trace(f"old-{rank}", "q", [], [], None, None, step=step)])
+            old.flush()
     Rollouts(folder, rank=1).forget_after(last)
     assert len(list(folder.glob("*"))) == 2 * len(steps)  # that is for process 0 to do
     resumed = Rollouts(folder)
     resumed.forget_after(last)
     resumed.add(last + 1, [Trace("new", "q", [], [], None, None, step=last + 1)])
+    resumed.flush()
     assert sorted((trace.step, trace.case) for trace in read_traces(folder)) == sorted(
         [(step, f"old-{rank}") for step in steps for rank in (0, 1) if step <= last] + [(last + 1, "new")]
     )
@@ -296,6 +325,7 @@ def test_there_may_be_nothing_to_forget_and_nothing_to_close(tmp_path, rollouts)
 
 def test_half_a_part_of_a_killed_run_does_no_harm(tmp_path, rollouts, trace):
     rollouts.add(1, [trace(step=1)])
+    rollouts.flush()
     whole = (rollouts.folder / "step-000001-rank0.parquet").read_bytes()
     for rank in (0, 1):
         (rollouts.folder / f"step-000002-rank{rank}.parquet.part").write_bytes(whole[: len(whole) // 2])
@@ -303,6 +333,7 @@ def test_half_a_part_of_a_killed_run_does_no_harm(tmp_path, rollouts, trace):
     resumed.forget_after(1)
     assert steps_of(rollouts.folder) == [1]
     resumed.add(2, [trace(step=2)])
+    resumed.flush()
     resumed.close(tmp_path / "out.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
     assert steps_of(tmp_path) == [1, 2]
@@ -323,6 +354,7 @@ def test_closing_can_be_killed_at_any_point(tmp_path, rollouts, trace, monkeypat
 
     for step in (1, 2):
         rollouts.add(step, [trace(step=step)])
+        rollouts.flush()
     with monkeypatch.context() as patched:
         patched.setattr(*at, killed)
         with pytest.raises(KeyboardInterrupt):
@@ -336,6 +368,7 @@ def test_a_close_that_was_killed_among_the_parts_is_only_tidied_up(tmp_path, rol
     """The parts that are left must not be taken for all of them."""
     for step in (1, 2):
         rollouts.add(step, [trace(step=step)])
+        rollouts.flush()
     parts = {path.name: path.read_bytes() for path in rollouts.folder.iterdir()}
     rollouts.close(tmp_path / "out.parquet")
     left = tmp_path / "rollouts.merged"
