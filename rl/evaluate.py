@@ -15,12 +15,12 @@ import contextlib
 import dataclasses
 import json
 import re
+import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from langgraph.types import RetryPolicy
 from rich.console import Console
 from rich.table import Table
@@ -29,15 +29,16 @@ from transformers import set_seed
 from mmedagent_graph.images import ImageStore
 from rl.answers import answers_at
 from rl.cohort import CLINIC, measured
+from rl.contest import Contest, Entry, Means
 from rl.curriculum import TIERS
-from rl.datasets import LabeledCase, is_benchmark
-from rl.figures import Outcome, Prices, figures, outcome_of
+from rl.datasets import is_benchmark
+from rl.figures import Outcome, figures, outcome_of
 from rl.models import model_string
+from rl.prices import Budget, Prices, read_prices
 from rl.provenance import commit, versions
 from rl.statistics import compare
 from rl.systems import Models, System, read_systems
-from rl.traces import Trace
-from rl.trials import Budget, Shard, Trial
+from rl.trials import Shard, Trial
 
 WIDTH = 150
 """Characters of a table, also where its reader is no terminal."""
@@ -64,27 +65,41 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument(
         "--specialists", nargs="+", help="its doctors; default: the clinic's, or clinic:base sampled for other cases"
     )
-    who.add_argument("--votes", type=int, default=1, help="how often its attending is asked (1)")
+    who.add_argument("--votes", type=_at_least(1), default=1, help="how often its attending is asked (1)")
     cases = whole.add_argument_group("on what")
     cases.add_argument("--cases", nargs="+", default=[CLINIC], help="clinic (default), JSONL files, benchmarks")
     cases.add_argument("--split", help="only the rows of this split")
     cases.add_argument("--free_text", choices=["skip", "grade"], default="skip", help="rows without options")
-    cases.add_argument("--size", type=int, default=1000, help="how many of the clinic's cases (1000)")
-    cases.add_argument("--limit", type=int, help="only so many cases of each, from the first")
+    cases.add_argument("--size", type=_at_least(1), default=1000, help="how many of the clinic's cases (1000)")
+    cases.add_argument("--limit", type=_at_least(1), help="only so many cases of each, from the first")
     how = whole.add_argument_group("how")
     how.add_argument("--out", type=Path, help="folder for all that comes of it; default: only the table is printed")
     how.add_argument("--seed", type=int, default=0, help="of the clinic's cases, of sampling, of the bootstrap (0)")
-    how.add_argument("--concurrency", type=int, default=64, help="consultations at a time (64)")
+    how.add_argument("--concurrency", type=_at_least(1), default=64, help="consultations at a time (64)")
     how.add_argument("--shard", type=Shard.parse, default=Shard(), help="work off only this part, such as 0/4")
     how.add_argument("--cache", help="SQLite file, or postgresql:// URL, of answers (answers.db in --out)")
-    how.add_argument("--retries", type=int, default=2, help="of calls that may work later (2)")
+    how.add_argument("--retries", type=_at_least(0), default=2, help="of calls that may work later (2)")
     how.add_argument("--timeout", type=float, help="seconds of every call")
-    how.add_argument("--per_minute", type=float, help="at most so many requests a minute to each model")
+    how.add_argument("--per_minute", type=float, help="requests a minute of this process to each model")
     how.add_argument("--prices", type=Path, help="YAML file: MODEL: [dollars for 1M tokens read, and written]")
-    how.add_argument("--max_dollars", type=float, help="begin no further case once this is spent")
-    how.add_argument("--by", nargs="+", default=["modality", "question_type"], help="also the accuracy in these groups")
+    how.add_argument("--max_dollars", type=float, help="begin no further case once this process has spent so much")
+    how.add_argument(
+        "--by",
+        nargs="+",
+        default=["answer_type", "modality", "question_type"],
+        help="also the accuracy in these groups",
+    )
     how.add_argument("--reference", help="the system that others are compared with (the first mmedagent)")
     return whole
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is too small; give {least} or more")
+        return int(text)
+
+    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -100,25 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             commands.error(str(error))
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """How systems are run: what all of them share."""
-
-    images: ImageStore
-    models: Models
-    budget: Budget
-    concurrency: int
-    common: Mapping[str, Any]
-    """Of every graph: cache, retries, timeout."""
-
-    async def run(
-        self, trial: Trial, system: System, cases: Sequence[LabeledCase], title: str, samples: int | None = None
-    ) -> dict[str, int]:
-        """The counts of a trial, once it has been run."""
-        graph = system.build(cases, self.images, self.models, samples, **self.common)
-        return await trial.run(graph, cases, self.images, self.concurrency, self.budget, title)
-
-
 async def evaluate(given: argparse.Namespace) -> dict[str, Any]:
     """Run the evaluation that the flags ask for; prints a table for each `--cases`, and writes `evaluation.json`.
 
@@ -126,95 +122,102 @@ async def evaluate(given: argparse.Namespace) -> dict[str, Any]:
         ValueError: naming the flag, the value and what is valid.
     """
     set_seed(given.seed)
-    systems, prices = _systems(given), _prices(given.prices)
+    systems, prices = _systems(given), read_prices(given.prices)
     reference = _reference(given.reference, systems)
-    if given.max_dollars is not None and not prices:
-        raise ValueError("max_dollars: what calls cost is not known; give --prices FILE.yaml")
-    names = [short(cases) for cases in given.cases]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"cases: {', '.join(twice)} is named twice; give each a folder (--out) of its own")
-    work = _work(given, prices)
+    means = _means(given, prices)
     report: dict[str, Any] = {
         "seed": given.seed,
         "reference": reference,
         "systems": {name: system.model_dump(exclude_none=True) for name, system in systems.items()},
-        "cases": {},
-        "results": {},
+        "concurrency": given.concurrency,
+        "per_minute": given.per_minute,
         "versions": versions(),
         "commit": commit(),
+        "cases": {},
+        "results": {},
     }
-    for name, cases in zip(names, given.cases, strict=True):
-        cohort = measured(cases, work.images, given.split, given.free_text, given.size, given.seed)
-        chosen = list(cohort.cases[: given.limit])
-        trials = {system: Trial(given.out / "trials" / name / system, given.shard) for system in systems}
-        counts = await _run(work, name, chosen, systems, trials)
-        report["cases"][name] = {"source": cases, "cases": len(chosen), "skipped": cohort.skipped}
-        report["results"][name] = _results(trials, counts, reference, prices, given)
+    contests = [_contest(cases, systems, means, given) for cases in _cases(given.cases)]
+    for name, about, contest in contests:
+        await contest.run()
+        report["cases"][name] = about
+        report["results"][name] = _results(contest, reference, prices, given)
         print_results(name, report["results"][name])
-    (given.out / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
-    if work.budget.gone:
-        print(f"note: {work.budget.spent:.2f} dollars are spent; a larger --max_dollars goes on from here")
+        (given.out / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+    if means.budget.gone:
+        print(f"note: {means.budget.spent:.2f} dollars are spent; a larger --max_dollars goes on from here")
     return report
 
 
-def _work(given: argparse.Namespace, prices: Prices) -> Work:
-    budget = Budget(given.max_dollars, prices)
-    for trial in (given.out / "trials").glob("*/*"):
-        for trace in Trial(trial).traces():
-            budget.add(trace)
-    common = {
-        "cache": answers_at(given.cache or given.out / "answers.db", given.seed),
-        "retry_policy": RetryPolicy(max_attempts=given.retries + 1),
-        "timeout": given.timeout,
-    }
-    return Work(ImageStore(given.out / "images"), Models(given.per_minute), budget, given.concurrency, common)
+def _cases(given: Sequence[str]) -> Sequence[str]:
+    names = [short(cases) for cases in given]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"cases: {', '.join(twice)} is named twice; give each a folder (--out) of its own")
+    return given
 
 
-async def _run(
-    work: Work, cases: str, chosen: Sequence[LabeledCase], systems: Mapping[str, System], trials: Mapping[str, Trial]
-) -> dict[str, dict[str, int]]:
-    """The counts of every system on some cases; last come those that must know what others cost."""
-    counts = {}
-    for name in sorted(systems, key=lambda name: systems[name].match_tokens is not None):
-        system, trial = systems[name], trials[name]
-        if not system.match_tokens:
-            counts[name] = await work.run(trial, system, chosen, f"{cases}: {name}")
-        elif samples := await _samples(work, trial, system, trials[system.match_tokens], chosen):
-            counted = await work.run(trial, system, chosen, f"{cases}: {name}", samples)
-            counts[name] = {**counted, "samples": samples}
-        else:
-            waits = f"note: {name} must know what {system.match_tokens} costs on all cases, and not all are done"
-            print(f"{waits}; once they are (in all shards), the same command goes on")
-            counts[name] = {"done": 0, "failed": 0, "left": sum(map(trial.shard.holds, (case.id for case in chosen)))}
-    return counts
+def _means(given: argparse.Namespace, prices: Prices) -> Means:
+    given.out.mkdir(parents=True, exist_ok=True)
+    # machines that share a folder over a network must not share SQLite's file
+    answers = f"answers-{socket.gethostname()}.db" if given.shard.of > 1 else "answers.db"
+    return Means(
+        ImageStore(given.out / "images"),
+        Models(given.per_minute),
+        Budget(given.max_dollars, prices, given.out / f"dollars{given.shard}.txt"),
+        given.concurrency,
+        given.seed,
+        {
+            "cache": answers_at(given.cache or given.out / answers, given.seed),
+            "retry_policy": RetryPolicy(max_attempts=given.retries + 1),
+            "timeout": given.timeout,
+        },
+    )
 
 
-def _results(
-    trials: Mapping[str, Trial],
-    counts: Mapping[str, dict[str, int]],
-    reference: str,
-    prices: Prices,
-    given: argparse.Namespace,
-) -> dict[str, Any]:
+def _contest(
+    cases: str, systems: Mapping[str, System], means: Means, given: argparse.Namespace
+) -> tuple[str, dict[str, Any], Contest]:
+    """The name of some cases, what is to be known of them, and the contest on them."""
+    name = short(cases)
+    cohort = measured(cases, means.images, given.split, given.free_text, given.size, given.seed)
+    chosen = list(cohort.cases[: given.limit])
+    source = str(Path(cases).resolve()) if Path(cases).exists() else cases
+    entries = {
+        system: Entry(f"{name}: {system}", told, Trial(given.out / "trials" / name / system, given.shard), chosen,
+                      source, means)
+        for system, told in systems.items()
+    }  # fmt: skip
+    about = {"source": cases, "split": given.split, "free_text": given.free_text, "limit": given.limit}
+    return name, {**about, "cases": len(chosen), "skipped": cohort.skipped}, Contest(entries)
+
+
+def _results(contest: Contest, reference: str, prices: Prices, given: argparse.Namespace) -> dict[str, Any]:
     """Of every system: its counts, its figures, and how it compares with the reference on the cases of both.
 
-    The reference's opinions say the tiers for all, so that a column is of the same cases.
+    The reference's opinions say the tiers for all, and its triage whom a case was `referred` to, so that a column is of
+    the same cases.
     """
-    outcomes: dict[str, dict[str, Outcome]] = {
-        name: {trace.case: outcome_of(trace, prices) for trace in trial.traces() if trace.answer is not None}
-        for name, trial in trials.items()
+    outcomes = {
+        name: {trace.case: outcome_of(trace, prices) for trace in entry.traces()}
+        for name, entry in contest.entries.items()
     }
-    tiers = {case: outcome.tier for case, outcome in outcomes[reference].items()}
+    theirs = outcomes[reference]
     told = {}
     for name, found in outcomes.items():
-        placed = [dataclasses.replace(outcome, tier=tiers.get(case)) for case, outcome in sorted(found.items())]
+        placed = [_placed(outcome, theirs.get(case)) for case, outcome in sorted(found.items())]
         told[name] = {
-            **counts[name],
-            "failed_cases": trials[name].failed(),
-            **figures(placed, given.by, given.seed),
-            "against_reference": None if name == reference else _against(placed, outcomes[reference], given.seed),
+            **contest.entries[name].counts(),
+            **figures(placed, ["referred", *given.by], given.seed),
+            "against_reference": None if name == reference else _against(placed, theirs, given.seed),
         }
     return told
+
+
+def _placed(outcome: Outcome, reference: Outcome | None) -> Outcome:
+    """An outcome in the groups that the reference's consultation on the same case puts it in."""
+    if reference is None:
+        return dataclasses.replace(outcome, tier=None)
+    referred = {"referred": reference.referred} if reference.referred else {}
+    return dataclasses.replace(outcome, tier=reference.tier, groups={**outcome.groups, **referred})
 
 
 def _against(some: Sequence[Outcome], reference: Mapping[str, Outcome], seed: int) -> dict[str, Any]:
@@ -288,38 +291,10 @@ def _reference(named: str | None, systems: Mapping[str, System]) -> str:
     return named or (*consultations, *systems)[0]
 
 
-def _prices(path: Path | None) -> Prices:
-    """The price table of a YAML file."""
-    if path is None:
-        return {}
-    told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    try:
-        return {str(model): (float(read), float(written)) for model, (read, written) in told.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"prices: {str(path)!r} has no line `MODEL: [1.5, 6.0]` for each model ({error})") from error
-
-
 def short(cases: str) -> str:
     """What a table calls some cases, and their folder: the benchmark, or the file's name."""
     name = cases.partition(":")[0] if is_benchmark(cases) else Path(cases).stem
     return re.sub(r"[^\w.+-]", "_", name)
-
-
-async def _samples(work: Work, own: Trial, system: System, against: Trial, chosen: Sequence[LabeledCase]) -> int | None:
-    """How many samples cost as many tokens a case, read and written, as another system does.
-
-    None where that one, or a single sample, is not known for all cases.
-    """
-    one = Trial(own.folder / "one", own.shard)
-    await work.run(one, System(system="single", model=system.model), chosen, f"{own.folder.name}: one sample")
-    matched, each = ([_tokens(trace) for trace in trial.traces()] for trial in (against, one))
-    if min(len(matched), len(each)) < len(chosen):
-        return None
-    return max(1, round(sum(matched) / max(1, sum(each))))
-
-
-def _tokens(trace: Trace) -> int:
-    return sum((call.input_tokens or 0) + (call.output_tokens or 0) for call in trace.calls)
 
 
 if __name__ == "__main__":

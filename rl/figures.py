@@ -16,13 +16,12 @@ from mmedagent_graph.answers import same_text
 from mmedagent_graph.state import Opinion
 from mmedagent_graph.votes import entropy
 from rl.curriculum import TIERS
+from rl.prices import Prices, dollars_of
 from rl.statistics import calibration, risk_coverage, share, threshold
-from rl.traces import NodeCall, Trace, is_right
+from rl.traces import Trace, is_right
 
 RISK = 0.1
 """Of the answers that are given where a system may abstain, so many may be wrong."""
-Prices = Mapping[str, tuple[float, float]]
-"""Of a model: dollars for a million tokens that it reads, and that it writes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,9 @@ class Outcome:
     """Cases with the same images are one cluster; a case without any is one of its own."""
     right: bool
     readable: bool
-    """Whether there is an answer; one that was withheld (`abstain_below`) or could not be read is none."""
+    """Whether an answer could be read, also if it was withheld."""
+    abstained: bool
+    """Whether it was withheld (`abstain_below`): then it is not right."""
     tier: str | None
     majority: bool | None
     """Whether the specialists' majority is right; None without one."""
@@ -44,12 +45,18 @@ class Outcome:
     """Whether some specialist is right, though the majority is not."""
     entropy: float | None
     """Of the opinions, in bits."""
+    doctors: Mapping[int, bool]
+    """Of each specialist, by number: whether its opinion is right."""
     specialty: str | None
     """The triage label."""
+    triaged: bool
+    """Whether anybody was asked whom to refer to."""
     referred: str | None
     """Whom triage named; None where that could not be read, or nobody was asked."""
     confidence: float | None
     """The winner's share of several votes."""
+    favoured: bool
+    """Whether the votes' winner is right, also where it was withheld."""
     groups: Mapping[str, str]
     calls: int
     """Of models, with those that a cache has spared."""
@@ -70,6 +77,9 @@ def outcome_of(trace: Trace, prices: Prices | None = None) -> Outcome:
     if trace.answer is None:
         raise ValueError(f"case {trace.case!r} has no answer key, by which it could be right or wrong")
     answer = trace.decided
+    abstained = bool(trace.decision and trace.decision["abstained"])
+    tally = trace.decision["tally"] if trace.decision else []
+    referred = trace.referral["specialty"] if trace.referral else None
     favourite = majority(trace.opinions)
     best = None if favourite is None else is_right(favourite, trace.answer)
     some = any(is_right(opinion["answer"], trace.answer) for opinion in trace.opinions)
@@ -77,15 +87,19 @@ def outcome_of(trace: Trace, prices: Prices | None = None) -> Outcome:
         case=trace.case,
         image=" ".join(sorted(trace.images)) or trace.case,
         right=is_right(answer, trace.answer),
-        readable=answer is not None,
+        readable=answer is not None or bool(tally),
+        abstained=abstained,
         tier=trace.tier,
         majority=best,
         conformed=favourite is not None and answer is not None and same_text(answer, favourite),
         minority=best is False and some,
         entropy=entropy(trace.opinions),
+        doctors={one["doctor"]: is_right(one["answer"], trace.answer) for one in trace.opinions},
         specialty=trace.specialty,
-        referred=trace.referral["specialty"] if trace.referral else None,
+        triaged=referred is not None or any(call.node == "triage" for call in trace.calls),
+        referred=referred,
         confidence=trace.decision["confidence"] if trace.decision else None,
+        favoured=is_right(tally[0]["answer"] if tally else answer, trace.answer),
         groups=trace.groups,
         calls=len(trace.calls),
         input_tokens=sum(call.input_tokens or 0 for call in trace.calls),
@@ -102,20 +116,6 @@ def majority(opinions: Sequence[Opinion]) -> str | None:
     most = max((count for count, _ in counts), default=0)
     first = [one for count, one in counts if count == most]
     return first[0] if first and all(same_text(first[0], other) for other in first) else None
-
-
-def dollars_of(calls: Sequence[NodeCall], prices: Prices | None) -> float | None:
-    """What calls cost, cached or not; None where a model's price is not known."""
-    if prices is None or any(call.model not in prices for call in calls):
-        return None
-    return (
-        sum(
-            (call.input_tokens or 0) * prices[str(call.model)][0]
-            + (call.output_tokens or 0) * prices[str(call.model)][1]
-            for call in calls
-        )
-        / 1e6
-    )
 
 
 def figures(outcomes: Sequence[Outcome], by: Iterable[str] = (), seed: int = 0) -> dict[str, Any]:
@@ -135,6 +135,11 @@ def figures(outcomes: Sequence[Outcome], by: Iterable[str] = (), seed: int = 0) 
     def right(outcome: Outcome) -> bool:
         return outcome.right
 
+    def heard(doctor: int, about: Callable[[Outcome], bool] = lambda _: True) -> dict[str, Any]:
+        return of(lambda outcome: outcome.doctors[doctor], lambda outcome: doctor in outcome.doctors and about(outcome))
+
+    doctors = sorted({doctor for outcome in outcomes for doctor in outcome.doctors})
+
     def split(name: Callable[[Outcome], str | None], order: Sequence[str] = ()) -> dict[str, Any]:
         def accuracy(known: str) -> dict[str, Any]:
             return of(right, lambda outcome: name(outcome) == known)
@@ -148,9 +153,10 @@ def figures(outcomes: Sequence[Outcome], by: Iterable[str] = (), seed: int = 0) 
     return {
         "accuracy": of(right),
         "unparsed": of(lambda outcome: not outcome.readable),
+        "abstained": of(lambda outcome: outcome.abstained),
         "by": {
             "tier": split(lambda outcome: outcome.tier, TIERS),
-            "specialty": split(lambda outcome: outcome.referred),
+            "specialty": split(lambda outcome: outcome.specialty),
             **{name: grouped(name) for name in by},
         },
         "attending": {
@@ -161,29 +167,55 @@ def figures(outcomes: Sequence[Outcome], by: Iterable[str] = (), seed: int = 0) 
             "conformity_when_wrong": of(lambda outcome: outcome.conformed, lambda outcome: outcome.majority is False),
             "minority_suppression": of(lambda outcome: not outcome.right, lambda outcome: outcome.minority),
         },
+        "specialists": {str(doctor): heard(doctor) for doctor in doctors},
+        "best_specialist": _best(outcomes, doctors, heard),
         "triage": _triage(outcomes, of),
         "confidence": _confidence(outcomes),
         "cost": _cost(outcomes),
     }
 
 
+def _best(
+    outcomes: Sequence[Outcome], doctors: Sequence[int], heard: Callable[..., dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The best single specialist: who it is by one half of the images, how good it is by the other.
+
+    The best by all of them, measured on the same cases, would look better than it is.
+    """
+    chosen = {doctor: heard(doctor, lambda outcome: _half(outcome) == 0)["value"] for doctor in doctors}
+    known = {doctor: value for doctor, value in chosen.items() if value is not None}
+    if not known:
+        return None
+    best = max(known, key=lambda doctor: known[doctor])
+    return {"doctor": str(best), **heard(best, lambda outcome: _half(outcome) == 1)}
+
+
+def _half(outcome: Outcome) -> int:
+    """In which half of the images a case is: what is chosen on one is measured on the other."""
+    return hashlib.sha256(outcome.image.encode()).digest()[0] % 2
+
+
 def _triage(outcomes: Sequence[Outcome], of: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """Triage's accuracy by the labels, and whom it referred the cases of each label to."""
     confusion: dict[str, dict[str, int]] = {}
     for outcome in outcomes:
-        if outcome.specialty is not None:
+        if outcome.specialty is not None and outcome.triaged:
             row = confusion.setdefault(outcome.specialty, {})
             row[outcome.referred or "unread"] = row.get(outcome.referred or "unread", 0) + 1
     return {
         "accuracy": of(
-            lambda outcome: outcome.referred == outcome.specialty, lambda outcome: outcome.specialty is not None
+            lambda outcome: outcome.referred == outcome.specialty,
+            lambda outcome: outcome.specialty is not None and outcome.triaged,
         ),
         "confusion": {label: dict(sorted(row.items())) for label, row in sorted(confusion.items())},
     }
 
 
 def _confidence(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
-    """Calibration, and risk against coverage, of the votes' shares; None where nobody voted more than once."""
+    """Calibration, and risk against coverage, of the votes' shares; None where nobody voted more than once.
+
+    They are of the votes' winner, also where it was withheld: they say where withholding would pay.
+    """
     told = [outcome for outcome in outcomes if outcome.confidence is not None]
     if not told:
         return None
@@ -204,17 +236,17 @@ def _abstention(told: Sequence[Outcome]) -> dict[str, float | None] | None:
     """
     halves: tuple[list[Outcome], list[Outcome]] = [], []
     for outcome in told:
-        halves[hashlib.sha256(outcome.image.encode()).digest()[0] % 2].append(outcome)
+        halves[_half(outcome)].append(outcome)
     least = threshold(*_sureness(halves[0]), RISK) if halves[0] else None
     if least is None or not halves[1]:
         return None
     answered = [outcome for outcome in halves[1] if (outcome.confidence or 0.0) >= least]
-    wrong = sum(not outcome.right for outcome in answered) / len(answered) if answered else None
+    wrong = sum(not outcome.favoured for outcome in answered) / len(answered) if answered else None
     return {"threshold": least, "coverage": len(answered) / len(halves[1]), "risk": wrong}
 
 
 def _sureness(told: Sequence[Outcome]) -> tuple[list[float], list[bool]]:
-    return [outcome.confidence or 0.0 for outcome in told], [outcome.right for outcome in told]
+    return [outcome.confidence or 0.0 for outcome in told], [outcome.favoured for outcome in told]
 
 
 def _cost(outcomes: Sequence[Outcome]) -> dict[str, Any]:

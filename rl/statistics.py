@@ -5,7 +5,7 @@ Shares are of 1, p-values two-sided, intervals at 95 %. Nothing here knows of co
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -42,8 +42,8 @@ def share(
     """A ratio of sums over cases, such as accuracy, with its interval by bootstrap over clusters.
 
     Whole clusters (the questions about one image) are drawn with replacement, and the 2.5 % and 97.5 % quantiles of the
-    resampled ratios are the interval (percentile bootstrap; Cameron, Gelbach and Miller, 2008). Where all ratios are
-    equal and 0 or 1, resampling says nothing: the interval is then Wilson's, for as many cases as there are clusters.
+    resampled ratios are the interval (percentile bootstrap; Cameron, Gelbach and Miller, 2008). Where all clusters have
+    the same ratio, resampling says nothing: the interval is then Wilson's, for as many cases as there are clusters.
 
     Args:
         top: a value for each case, such as 1 where it is right.
@@ -51,6 +51,30 @@ def share(
         bottom: what each case counts, such as 0 for one that the figure is not about. Default: 1 each.
         seed: of the draws.
     """
+    return _bootstrap(top, clusters, bottom, seed, lambda value, n: wilson(round(value * n), n))
+
+
+def difference(gains: Sequence[float], clusters: Sequence[Any], seed: int = 0) -> Figure:
+    """The mean of paired differences, each from -1 to 1, with its interval by bootstrap over clusters.
+
+    Where all clusters have the same difference, the interval is as far around it as Wilson's goes from 0 where none of
+    as many cases is right: so many may differ unseen.
+    """
+
+    def around(value: float, n: int) -> tuple[float, float]:
+        unseen = wilson(0, n)[1]
+        return max(-1.0, value - unseen), min(1.0, value + unseen)
+
+    return _bootstrap(gains, clusters, None, seed, around)
+
+
+def _bootstrap(
+    top: Sequence[float],
+    clusters: Sequence[Any],
+    bottom: Sequence[float] | None,
+    seed: int,
+    where_all_are_equal: Callable[[float, int], tuple[float, float]],
+) -> Figure:
     of = np.ones(len(top)) if bottom is None else np.asarray(bottom, dtype=float)
     n = int(np.count_nonzero(of))
     if n == 0:
@@ -60,10 +84,10 @@ def share(
     ofs = np.bincount(places, weights=of, minlength=len(names))
     tops, ofs = tops[ofs != 0], ofs[ofs != 0]
     value = float(tops.sum() / ofs.sum())
+    each = tops / ofs
+    if np.allclose(each, each[0]):
+        return Figure(value, *where_all_are_equal(value, len(ofs)), n)
     ratios = _resampled(tops, ofs, seed)
-    if value in (0.0, 1.0) and ratios.min() == ratios.max():
-        low, high = wilson(round(value * len(ofs)), len(ofs))
-        return Figure(value, low, high, n)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail])
     return Figure(value, float(low), float(high), n)
@@ -107,7 +131,7 @@ def compare(first: Sequence[bool], second: Sequence[bool], clusters: Sequence[An
     pairs = list(zip(first, second, strict=True))
     ahead, behind = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     p = float(stats.binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
-    return Comparison(share([float(a) - float(b) for a, b in pairs], clusters, seed=seed), ahead, behind, p)
+    return Comparison(difference([float(a) - float(b) for a, b in pairs], clusters, seed), ahead, behind, p)
 
 
 @dataclasses.dataclass(frozen=True)

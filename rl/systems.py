@@ -11,8 +11,10 @@ A triage doctor may also be `random` or `random:SEED`, which draws the specialty
 set: the bound that routing alone can reach; or `nobody`, who refers to no one, so that the attending decides alone.
 """
 
+import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -24,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mmedagent_graph import baselines, build_graph
 from mmedagent_graph.consultation import Consultation
 from mmedagent_graph.context import Count, Share, Votes
+from mmedagent_graph.frozen import identity
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.many import in_one_line
 from mmedagent_graph.models import load_model, sampled
@@ -91,9 +94,24 @@ class System(BaseModel):
             raise ValueError(f"{', '.join(missing)}: {self.system} needs it; give a model string")
         if self.triage and self.triage.startswith("random") and not RANDOM.fullmatch(self.triage):
             raise ValueError(f"triage: {self.triage!r} is none; give random, or random:SEED with a whole number")
+        if self.system == "one_specialist" and not isinstance(self.specialists, str):
+            raise ValueError(f"specialists: {self.specialists!r}; one_specialist takes one model string")
+        if self.doctors and isinstance(self.specialists, list):
+            raise ValueError("doctors: a list of specialists says their number by its length; give one of them")
         if self.samples and self.match_tokens:
             raise ValueError("samples: it is what match_tokens finds out; give one of them")
         return self
+
+    @property
+    def named(self) -> list[str]:
+        """The models that it asks, as strings."""
+        specialists = [self.specialists] if isinstance(self.specialists, str) else self.specialists or []
+        triage = [self.triage] if self.triage and not self._is_no_model(self.triage) else []
+        return list(dict.fromkeys(name for name in (self.model, *triage, *specialists, self.attending) if name))
+
+    @staticmethod
+    def _is_no_model(triage: str) -> bool:
+        return triage in (LABEL, NOBODY) or RANDOM.fullmatch(triage) is not None
 
     def build(
         self,
@@ -137,11 +155,13 @@ class System(BaseModel):
         return _labelled(cases, images) if self.triage == LABEL else models(str(self.triage))
 
     def _specialists(self, models: "Models") -> Any:
-        """One for all doctors, or one for each; they are samples, or three doctors with one model would be one."""
-        several = isinstance(self.specialists, list)
-        named = self.specialists if isinstance(self.specialists, list) else [str(self.specialists)]
-        doctors = [sampled(models(name)) for name in named]
-        return doctors if several else doctors[0]
+        """One for all doctors, or one for each; where several have one model they are samples, or they would be one."""
+        if isinstance(self.specialists, list):
+            several = {name for name in self.specialists if self.specialists.count(name) > 1}
+            return [sampled(models(name)) if name in several else models(name) for name in self.specialists]
+        model = models(str(self.specialists))
+        alone = self.system == "one_specialist" or (self.system == "all_specialties" and self.doctors in (None, 1))
+        return model if alone else sampled(model)
 
 
 class Models:
@@ -166,19 +186,26 @@ class Models:
                 self._known[name].rate_limiter = InMemoryRateLimiter(requests_per_second=self._per_minute / 60)
         return self._known[name]
 
+    def identities(self, names: Sequence[str]) -> dict[str, str]:
+        """Of each of these models a hash of who it is, with its weights, and how it samples."""
+        told = {name: json.dumps(identity(self(name)), sort_keys=True, default=repr) for name in names}
+        return {name: hashlib.sha256(known.encode()).hexdigest() for name, known in told.items()}
+
 
 def _labelled(cases: Sequence[LabeledCase], images: ImageStore) -> Callable[[TriageInput], dict[str, Any]]:
     """A triage that is told the label; it knows a case by what it is asked."""
     if without := [case.id for case in cases if case.specialty is None]:
         raise ValueError(f"triage: label, but {len(without)} cases have none ({without[0]!r} first); name a model")
     labels: dict[str, str | None] = {}
+    lock = threading.Lock()  # triage is asked in threads
 
     def asked(given: Mapping[str, Any]) -> str:
         return json.dumps([given["question"], given["options"], given["images"], given["context"]])
 
     def triage(given: TriageInput) -> dict[str, Any]:
-        if not labels:
-            labels.update((asked(case.given().fields(images)), case.specialty) for case in cases)
+        with lock:
+            if not labels:
+                labels.update([(asked(case.given().fields(images)), case.specialty) for case in cases])
         return {"specialty": labels[asked(given)]}
 
     return triage

@@ -1,18 +1,18 @@
 """A trial: one system on many cases, a line of JSON for each case as it ends.
 
-Invariant: what is finished is on disk. Whatever stops a trial, the same command goes on from there: it skips the cases
-that have a line, tries those again that failed, and a case that was under way finds the answers of its finished calls
-in the cache. Shards, in one process each on whatever machine, write files of their own, and any number of them is read
-as one.
+Invariant: what is finished is on disk, and all of a trial was made by the same settings. Whatever stops a trial, the
+same command goes on from there: it skips the cases that have a trace, tries those again that failed, and a case that
+was under way finds the answers of its finished calls in the cache. Shards, in one process each on whatever machine,
+write files of their own, and any number of them is read as one.
 """
 
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import hashlib
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from mmedagent_graph.images import ImageStore
 from mmedagent_graph.many import Line, Results, work_off
 from rl.curriculum import tier_of
 from rl.datasets import LabeledCase
-from rl.figures import Prices, dollars_of
+from rl.prices import Budget
 from rl.store import LINES, read_lines, row_of, trace_of
 from rl.traces import CallRecorder, NodeCall, Trace
 
@@ -58,44 +58,42 @@ class Shard:
         return f".{self.index}-of-{self.of}" if self.of > 1 else ""
 
 
-@dataclasses.dataclass
-class Budget:
-    """What may be spent, over all trials of a run."""
-
-    ceiling: float | None = None
-    """Dollars; None: whatever it costs."""
-    prices: Prices = dataclasses.field(default_factory=dict)
-    spent: float = 0.0
-
-    def add(self, trace: Trace) -> None:
-        """What a consultation has cost, less what came out of a cache.
-
-        Raises:
-            ValueError: if there is a ceiling, and a model's price is not known.
-        """
-        asked = [call for call in trace.calls if not call.cached]
-        dollars = dollars_of(asked, self.prices)
-        if dollars is None and self.ceiling is not None:
-            unknown = sorted({str(call.model) for call in asked if call.model not in self.prices})
-            raise ValueError(f"max_dollars: the price of {', '.join(unknown)} is not in --prices")
-        self.spent += dollars or 0.0
-
-    @property
-    def gone(self) -> bool:
-        """Whether no further case may begin."""
-        return self.ceiling is not None and self.spent >= self.ceiling
-
-
 class Trial:
     """One system on some cases.
 
     Args:
-        folder: of the trial; its traces are `traces.jsonl` there, or `traces.0-of-2.jsonl` and so on.
+        folder: of the trial; its traces are `traces.jsonl` there, or `traces.0-of-2.jsonl` and so on, and all of them
+            are made by the same settings, which `settings.json` says.
         shard: which cases this process works off.
     """
 
     def __init__(self, folder: Path, shard: Shard = Shard()) -> None:
         self.folder, self.shard = folder, shard
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """What made its traces; None before the first one."""
+        path = self.folder / "settings.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Say what makes its traces, before any is made.
+
+        Raises:
+            ValueError: naming what differs, if those that are there were made by something else.
+        """
+        settings = json.loads(json.dumps(settings))
+        if (known := self.settings) is not None:
+            differ = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
+            if differ:
+                raise ValueError(
+                    f"out: {self.folder} was made with another {', '.join(differ)}; remove it, or give another --out"
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        written = self.folder / f"settings{self.shard}.part"
+        written.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        written.replace(self.folder / "settings.json")
 
     async def run(
         self,
@@ -106,32 +104,51 @@ class Trial:
         budget: Budget,
         title: str = "",
     ) -> dict[str, int]:
-        """Consult on every case of the shard that has no trace yet.
+        """Consult on every case of the shard that has no trace yet, in whatever shard's file.
 
         Returns:
-            How many cases are `done`, `failed`, and `left` because the budget is gone.
+            How many of the shard's cases are `done`, `failed`, and `left` because the budget is gone.
 
         Raises:
-            ValueError: if another process writes to the same file, or a price is not known.
+            ValueError: if another process writes to the same file, a trace's case had another key, or what a call
+                costs cannot be known.
         """
         mine = {case.id: case for case in cases if self.shard.holds(case.id)}
-        with contextlib.closing(Results(self.folder / f"traces{self.shard}.jsonl", mine)) as results:
-            counts = {"done": len(results.done), "failed": 0}
-            bar = tqdm(total=len(mine), initial=counts["done"], desc=title, unit="case", dynamic_ncols=True)
+        done = self._done(mine)
+        counts = {"done": len(done), "failed": 0}
+        calls: dict[str, list[NodeCall]] = {}
+        bar = tqdm(total=len(mine), initial=counts["done"], desc=title, unit="case", dynamic_ncols=True)
+        with contextlib.closing(Results(self.folder / f"traces{self.shard}.jsonl", mine)) as results, bar:
+
+            async def line_of(case: LabeledCase) -> Line:
+                line, calls[case.id] = await _line(graph, images, case)
+                return line
 
             def keep(line: Line) -> None:
                 results.keep(line)
                 counts["failed" if "error" in line else "done"] += 1
                 bar.set_postfix(failed=counts["failed"], refresh=False)
                 bar.update()
+                budget.add(calls.pop(line["id"]))
 
-            waiting = self._waiting(mine, results.done, budget)
-            with bar:
-                await work_off(functools.partial(_line, graph, images, budget), waiting, keep, concurrency)
+            await work_off(line_of, self._waiting(mine, done, budget), keep, concurrency)
         return {**counts, "left": len(mine) - counts["done"] - counts["failed"]}
 
+    def _done(self, mine: Mapping[str, LabeledCase]) -> set[str]:
+        """The cases that have a trace."""
+        done = set()
+        for trace in self.traces():
+            if (case := mine.get(trace.case)) is not None:
+                if trace.answer != case.answer:
+                    raise ValueError(
+                        f"cases: {case.id!r} had another answer key when {self.folder} was made; remove it, or give "
+                        "another --out"
+                    )
+                done.add(case.id)
+        return done
+
     @staticmethod
-    def _waiting(mine: dict[str, LabeledCase], done: set[str], budget: Budget) -> Iterator[LabeledCase]:
+    def _waiting(mine: Mapping[str, LabeledCase], done: Container[str], budget: Budget) -> Iterator[LabeledCase]:
         for name, case in mine.items():
             if budget.gone:
                 return
@@ -139,36 +156,68 @@ class Trial:
                 yield case
 
     def traces(self) -> Iterator[Trace]:
-        """The traces of all shards, in no particular order; a line that is still being written is no trace."""
-        return (trace_of(line) for line in self._lines() if "error" not in line)
+        """The traces of all shards, one for each case, in no particular order.
+
+        A line that is still being written is no trace.
+        """
+        seen = set()
+        for line in self._lines():
+            if "error" not in line and line["id"] not in seen:
+                seen.add(line["id"])
+                yield trace_of(line)
 
     def failed(self) -> dict[str, str]:
-        """Why cases failed, by their ids."""
-        return {line["id"]: line["error"] for line in self._lines() if "error" in line}
+        """Why cases failed that have no trace, by their ids."""
+        failed: dict[str, str] = {}
+        done = set()
+        for line in self._lines():
+            if "error" in line:
+                failed[line["id"]] = line["error"]
+            else:
+                done.add(line["id"])
+        return {name: why for name, why in failed.items() if name not in done}
 
     def _lines(self) -> Iterator[Line]:
         return (line for path in sorted(self.folder.glob(LINES)) for line in read_lines(path))
 
 
-async def _line(graph: Consultation, images: ImageStore, budget: Budget, case: LabeledCase) -> Line:
-    """The line of one case."""
-    try:
-        trace = await consult(graph, case, images)
-    except Exception as error:
-        return {"id": case.id, "error": f"{type(error).__name__}: {error}"}
-    budget.add(trace)
-    return {"id": case.id, **row_of(trace)}
-
-
-async def consult(graph: Consultation, case: LabeledCase, images: ImageStore) -> Trace:
-    """The whole consultation of a case, with all that its models said."""
+async def _line(graph: Consultation, images: ImageStore, case: LabeledCase) -> tuple[Line, list[NodeCall]]:
+    """The line of one case, and the calls that it took, also where it failed."""
     recorder = CallRecorder()
+    try:
+        trace = await consult(graph, case, images, recorder)
+    except Exception as error:
+        return {"id": case.id, "error": f"{type(error).__name__}: {error}"}, recorder.calls
+    if broken := _broken(trace):
+        return {"id": case.id, "error": broken}, recorder.calls
+    return {"id": case.id, **row_of(trace)}, recorder.calls
+
+
+async def consult(
+    graph: Consultation, case: LabeledCase, images: ImageStore, recorder: CallRecorder | None = None
+) -> Trace:
+    """The whole consultation of a case, with all that its models said."""
+    recorder = recorder or CallRecorder()
     given = await asyncio.to_thread(case.given().fields, images)
     ended = await graph.ainvoke(cast(Any, given), {"callbacks": [recorder]})
     trace = Trace.of(case, {"case": given, **ended}, *_last(recorder.calls), calls=recorder.calls)
     if trace.answer is not None and trace.opinions:
         trace.tier = tier_of(trace.opinions, trace.answer)
     return trace
+
+
+def _broken(trace: Trace) -> str | None:
+    """Why a consultation that has ended is no result all the same: it went on without somebody who failed.
+
+    A graph in use goes on without a specialist that is down. In an evaluation that would make a case of other
+    specialists; what the others said is in the cache when it is tried again.
+    """
+    failed = [f"specialist {one['doctor']}: {one['error']}" for one in trace.opinions if one["error"]]
+    votes = trace.decision["votes"] if trace.decision else 0
+    heard = sum(call.vote is not None for call in trace.calls)
+    if votes > 1 and heard < votes:
+        failed.append(f"{votes - heard} of {votes} votes")
+    return f"failed: {'; '.join(failed)}" if failed else None
 
 
 def _last(calls: Sequence[NodeCall]) -> tuple[str, str | None]:

@@ -69,7 +69,8 @@ def test_all_systems_are_measured_on_the_same_cases(flags, models, tmp_path, cap
     # five calls of ten tokens against one: five samples
     assert told["even"]["samples"] == 5
     assert told["even"]["cost"]["calls"] == told["full"]["cost"]["calls"] == 5
-    assert report["cases"]["clinic"] == {"source": "clinic", "cases": 20, "skipped": 3}
+    about = {"source": "clinic", "split": None, "free_text": "skip", "limit": None}
+    assert report["cases"]["clinic"] == {**about, "cases": 20, "skipped": 3}
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(json.dumps(report))
     shown = capsys.readouterr().out
     assert "right to wrong" in shown
@@ -99,11 +100,90 @@ def test_shards_add_up_to_the_whole(flags, models, tmp_path):
 
 def test_a_match_of_tokens_waits_for_all_shards(flags, capsys):
     told = main([*flags, "--shard", "0/2"])["results"]["clinic"]
-    assert told["even"]["left"] == told["full"]["done"] > 0
+    assert told["even"]["left"] == 20
+    assert told["full"]["left"] == 20 - told["full"]["done"] > 0  # those of the other shard
     assert "even must know what full costs on all cases" in capsys.readouterr().out
     main([*flags, "--shard", "1/2"])
     told = main([*flags, "--shard", "0/2"])["results"]["clinic"]
     assert (told["even"]["samples"], told["even"]["accuracy"]["n"]) == (5, 20)
+
+
+def test_other_settings_under_the_same_name_are_refused(flags, models, tmp_path, capsys):
+    main(flags)
+    before = asked(models)
+    systems = tmp_path / "systems.yaml"
+    for text, wrong in (
+        (YAML.replace("single, model: says-CT", "single, model: says-MRI"), "system, models"),
+        (YAML, "models"),
+        (YAML, "seed"),
+    ):
+        systems.write_text(text)
+        if wrong == "models":
+            models["says-CT"].label = "trained"
+        with pytest.raises(SystemExit):
+            main([*flags, "--seed", "7"] if wrong == "seed" else flags)
+        models["says-CT"].label = "says-CT"
+        assert f"alone was made with another {wrong};" in capsys.readouterr().err
+    assert asked(models) == before
+
+
+def test_figures_are_of_the_cases_that_are_asked_for(flags):
+    main(flags)
+    few = main([*flags, "--limit", "5"])
+    for row in few["results"]["clinic"].values():
+        assert (row["done"], row["accuracy"]["n"]) == (5, 5)
+    assert few["results"]["clinic"]["even"]["samples"] == 5
+
+
+def test_what_is_wrong_is_told_before_anybody_is_asked(flags, models, monkeypatch, tmp_path, capsys):
+    def cases(name, *_):
+        if name == "vqa_rad":
+            raise ValueError("cases: vqa_rad is away")
+        return Cohort(CASES, 0)
+
+    monkeypatch.setattr("rl.evaluate.measured", cases)
+    unpriced = tmp_path / "unpriced.yaml"
+    unpriced.write_text("says-CT: [1.0, 2.0]\ntriage: [0, 0]\n")
+    for more, said in (
+        (["--cases", "clinic", "vqa_rad"], "vqa_rad is away"),
+        (["--max_dollars", "1", "--prices", str(unpriced)], "the price of says-MRI is not in --prices"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*flags, *more])
+        assert said in capsys.readouterr().err
+    assert asked(models) == 0
+
+
+def test_what_is_measured_is_kept_though_something_else_fails(flags, models, monkeypatch, tmp_path):
+    others = [LabeledCase(f"other-{i}", "What?", "CT", OPTIONS) for i in range(3)]
+    monkeypatch.setattr("rl.evaluate.measured", lambda name, *_: Cohort(CASES if name == "clinic" else others, 0))
+
+    def breaks(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rl.evaluate.print_results", lambda title, _: breaks() if title == "slake" else None)
+    with pytest.raises(KeyboardInterrupt):
+        main([*flags, "--cases", "clinic", "slake"])
+    assert list(json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]) == ["clinic"]
+
+
+def test_a_case_that_always_fails_does_not_hold_up_a_match_of_tokens(flags, models, capsys):
+    def answer(messages):
+        if "Number 7?" in messages[-1].text:
+            raise RuntimeError("refused")
+        return "<answer>MRI</answer>"
+
+    models["says-MRI"].answer = answer
+    told = main([*flags, "--retries", "0"])["results"]["clinic"]
+    assert told["full"]["failed"] == 1
+    assert (told["even"]["samples"], told["even"]["done"]) == (5, 20)
+
+
+def test_a_model_that_tells_no_tokens_cannot_be_matched(flags, models, monkeypatch, capsys):
+    monkeypatch.setattr("rl.contest._tokens", lambda trace: 0)
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert "match_tokens: says-CT does not tell how many tokens" in capsys.readouterr().err
 
 
 def test_money_ends_it_and_more_goes_on(flags, models, tmp_path, capsys):

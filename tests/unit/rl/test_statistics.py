@@ -78,6 +78,15 @@ def test_where_all_are_right_or_wrong_the_interval_is_wilsons(right):
     assert found.low < found.high
 
 
+@pytest.mark.parametrize(
+    ("top", "clusters", "right", "of"), [([1, 0] * 5, [0] * 10, 0, 1), ([1, 0] * 5, "aabbccddee", 2, 5)]
+)
+def test_clusters_that_are_all_alike_are_not_certain(top, clusters, right, of):
+    found = share(top, list(clusters))
+    assert (found.low, found.high) == pytest.approx(proportion_confint(right, of, method="wilson"))
+    assert found.low < found.value < found.high
+
+
 @given(n=st.integers(1, 300), data=st.data())
 def test_wilson(n, data):
     right = data.draw(st.integers(0, n))
@@ -101,6 +110,17 @@ def test_mcnemar(drawn):
     back = compare(second, first, clusters)
     assert back.p == pytest.approx(told.p)
     assert back.difference.value == pytest.approx(-told.difference.value)
+    mirrored = (-told.difference.high, -told.difference.low)
+    assert (back.difference.low, back.difference.high) == pytest.approx(mirrored, abs=1e-9)
+    assert -1 <= back.difference.low <= back.difference.value <= back.difference.high <= 1
+
+
+def test_systems_that_never_differ_may_do_so_unseen():
+    same = compare([True, False] * 50, [True, False] * 50, range(100)).difference
+    unseen = proportion_confint(0, 100, method="wilson")[1]
+    assert (same.low, same.high) == pytest.approx((-unseen, unseen))
+    ahead = compare([True] * 100, [False] * 100, range(100)).difference
+    assert (ahead.low, ahead.high) == pytest.approx((1 - unseen, 1))
 
 
 def test_a_clear_difference_and_none():

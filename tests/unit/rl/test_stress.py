@@ -183,10 +183,13 @@ async def test_what_was_answered_is_not_asked_again(monkeypatch, ward, images):
 
 
 def test_the_command_keeps_what_it_finds(tmp_path, capsys):
-    flags = ["--models", "clinic:base", "--size", "8", "--only", "no image", "--out", str(tmp_path / "stress")]
+    flags = ["--models", "clinic:base", "--size", "12", "--out", str(tmp_path / "stress")]
     told = main(flags)
     assert json.loads((tmp_path / "stress" / "stress.json").read_text()) == told
-    assert told["clinic:base"]["no image"]["flipped"]["n"] == 8
+    rows = told["clinic:base"]
+    assert list(rows) == ["plain", *PERTURBATIONS]
+    assert 0 < rows["plain"]["flipped"]["n"] < 12  # a fifth of the clinic's questions are open
+    assert {row["flipped"]["n"] for row in rows.values()} == {rows["plain"]["flipped"]["n"]}
     assert main(flags) == told
     with pytest.raises(SystemExit):
         main(["--models", "clinic:base", "--cases", str(tmp_path / "none.jsonl")])

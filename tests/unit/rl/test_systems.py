@@ -81,6 +81,14 @@ def test_a_triage_that_is_told_the_label(models, images):
     assert asked(graph, "Another?")["referral"]["specialty"] == "Dermatologist"
 
 
+async def test_labels_are_there_whoever_asks_at_the_same_time(models, images):
+    cases = [LabeledCase(str(i), f"Number {i}?", "CT", QUESTION["options"], specialty="Surgeon") for i in range(300)]
+    system = System(system="mmedagent", triage="label", specialists="s", attending="a")
+    graph = system.build(cases, images, Models())
+    told = await asyncio.gather(*(graph.ainvoke({**QUESTION, "question": case.question}) for case in cases))
+    assert {one["referral"]["specialty"] for one in told} == {"Surgeon"}
+
+
 def test_labels_must_be_there(models, images):
     unlabelled = [LabeledCase("c", "What?", "CT")]
     system = System(system="mmedagent", triage="label", specialists="s", attending="a")
@@ -93,6 +101,30 @@ def test_specialists_are_samples(models, images):
     built_graph = built(images, system="mmedagent", triage="t", specialists="s", attending="a")
     asked(built_graph)
     assert models["s"].warmth == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "warmth"),
+    [
+        ({"system": "one_specialist", "triage": "t", "specialists": "s"}, [0.0]),
+        ({"system": "all_specialties", "specialists": "s", "attending": "a"}, [0.0] * 7),
+        ({"system": "all_specialties", "specialists": "s", "attending": "a", "doctors": 2}, [1.0] * 14),
+        ({"system": "majority_vote", "triage": "t", "specialists": ["s", "m"]}, [0.0]),
+    ],
+)
+def test_whoever_is_alone_is_asked_as_the_model_is(models, images, fields, warmth):
+    models["s"] = FakeModel(answer=lambda _: "CT", temperature=0.0)
+    asked(built(images, **fields))
+    assert models["s"].warmth == warmth
+
+
+def test_identities_tell_models_apart(models):
+    models.update(s=FakeModel(answer=lambda _: "CT", label="s"), m=FakeModel(answer=lambda _: "CT", label="m"))
+    known = Models().identities(["s", "m"])
+    assert known["s"] != known["m"]
+    assert Models().identities(["s"]) == {"s": known["s"]}
+    system = System(system="mmedagent", triage="random", specialists=["s", "m", "s"], attending="a")
+    assert system.named == ["s", "m", "a"]
 
 
 def test_a_model_is_loaded_once_and_may_have_a_rate_limit(models):

@@ -1,5 +1,6 @@
 """Trials: whatever stops one, nothing finished is lost, and no finished call is made again."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from langgraph.cache.memory import InMemoryCache
 
 from rl.datasets import LabeledCase
+from rl.prices import Budget
 from rl.store import read_traces
-from rl.trials import Budget, Shard, Trial, consult
+from rl.trials import Shard, Trial, consult
 
 CASES = [LabeledCase(f"case-{i}", f"Number {i}?", "CT", ["CT", "MRI"], groups={"organ": "Head"}) for i in range(12)]
 
@@ -115,8 +117,89 @@ async def test_a_spent_budget_ends_it_cleanly_and_a_larger_one_goes_on(trial, im
 
 
 async def test_a_ceiling_without_the_price_of_a_model_is_refused(trial, images):
-    with pytest.raises(ValueError, match="max_dollars: the price of None is not in --prices"):
+    with pytest.raises(ValueError, match="max_dollars: what None costs is not known: its price must be in --prices"):
         await trial.run(graph(images=images), CASES, images, 2, Budget(1.0, {"other": (1.0, 1.0)}))
+
+
+async def test_what_a_failed_case_cost_counts_also_afterwards(trial, images, tmp_path):
+    def fails(messages):
+        raise RuntimeError("away")
+
+    model = Priced(answer=lambda messages: "Surgeon" if "triage" in messages[0].text else "<answer>CT</answer>")
+    made = graph(images=images, triage=model, specialists=model, attending=Priced(answer=fails))
+    prices, each = {"fake": (1.0, 2.0)}, (7 * 1.0 + 3 * 2.0) / 1e6
+    budget = Budget(1.0, prices, tmp_path / "dollars.txt")
+    await trial.run(made, CASES[:2], images, 1, budget)
+    assert budget.spent == pytest.approx(8 * each)
+    (tmp_path / "dollars.1-of-2.txt").write_text(f"{each}\n0.5")  # another process's, with a torn line
+    assert Budget(1.0, prices, tmp_path / "dollars.txt").spent == pytest.approx(9 * each)
+    counts = await trial.run(made, CASES, images, 1, Budget(1e-9, prices, tmp_path / "dollars.txt"))
+    assert counts == {"done": 0, "failed": 0, "left": 12}
+
+
+async def test_a_case_without_one_of_its_specialists_is_no_result(trial, images):
+    cache, down = InMemoryCache(), [True]
+
+    def answer(messages):
+        if down[0] and "Number 3" in messages[-1].text:
+            raise RuntimeError("away")
+        return "<answer>CT</answer>"
+
+    model = FakeModel(answer=answer)
+    made = graph(images=images, specialists=[model, answers("CT"), answers("CT")], cache=cache)
+    assert await trial.run(made, CASES[:5], images, 1, Budget()) == {"done": 4, "failed": 1, "left": 0}
+    assert "specialist 1: " in trial.failed()["case-3"]
+    down[0] = False
+    assert await trial.run(made, CASES[:5], images, 1, Budget()) == {"done": 5, "failed": 0, "left": 0}
+    assert told(trial)["case-3"].tier == "easy"
+
+
+async def test_a_case_without_one_of_its_votes_is_no_result(trial, images):
+    once = []
+
+    def answer(messages):
+        once.append(1)
+        if len(once) == 2:
+            raise RuntimeError("away")
+        return "<answer>CT</answer>"
+
+    counts = await trial.run(
+        graph(images=images, attending=FakeModel(answer=answer), votes=3), CASES[:1], images, 1, Budget()
+    )
+    assert counts["failed"] == 1
+    assert trial.failed() == {"case-0": "failed: 1 of 3 votes"}
+
+
+async def test_what_other_shards_have_done_is_done(trial, images):
+    model = answers("CT")
+    made = graph(images=images, attending=model)
+    await Trial(trial.folder, Shard(0, 2)).run(made, CASES, images, 2, Budget())
+    assert await trial.run(made, CASES, images, 2, Budget()) == {"done": 12, "failed": 0, "left": 0}
+    assert len(model.seen) == 12
+    line = next(iter((trial.folder / "traces.jsonl").open()))
+    with (trial.folder / "traces.1-of-2.jsonl").open("w") as file:
+        file.write(line)  # twice
+        file.write(json.dumps({"id": json.loads(line)["id"], "error": "away"}) + "\n")
+    assert len(list(trial.traces())) == 12
+    assert trial.failed() == {}
+
+
+async def test_another_key_is_another_case(trial, images):
+    await trial.run(graph(images=images), CASES[:2], images, 2, Budget())
+    other = [dataclasses.replace(CASES[0], answer="MRI")]
+    with pytest.raises(ValueError, match="cases: 'case-0' had another answer key"):
+        await trial.run(graph(images=images), other, images, 2, Budget())
+
+
+def test_a_trial_is_of_one_making(trial):
+    made = {"system": {"votes": 3}, "seed": 0, "samples": None}
+    trial.begin(made)
+    trial.begin(dict(made))
+    assert trial.settings == made
+    with pytest.raises(ValueError, match="was made with another system, seed; remove it, or give another --out"):
+        trial.begin({"system": {"votes": 5}, "seed": 1, "samples": None})
+    with pytest.raises(ValueError, match="another weights"):
+        trial.begin({**made, "weights": "b"})
 
 
 async def test_two_processes_cannot_write_the_same_shard(trial, images):

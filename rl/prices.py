@@ -1,0 +1,111 @@
+"""What calls cost, and what may be spent.
+
+Prices are dollars for a million tokens, by the model's name as its provider tells it (`gpt-4o`, which is also that of
+`gpt-4o-2024-08-06`). A model whose name is a folder of this machine, and the clinic's own, cost none.
+
+Invariant: a ledger beside the results knows every dollar, also that of a case that failed afterwards, whatever stops
+the run.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from rl.traces import NodeCall
+
+Prices = Mapping[str, tuple[float, float]]
+"""Of a model: dollars for a million tokens that it reads, and that it writes."""
+DATED = re.compile(r"-\d{4}-?\d{2}-?\d{2}")
+FREE = (0.0, 0.0)
+
+
+def read_prices(path: Path | None) -> Prices:
+    """The price table of a YAML file.
+
+    Raises:
+        ValueError: naming the file, if it is none.
+    """
+    if path is None:
+        return {}
+    try:
+        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {str(model): (float(read), float(written)) for model, (read, written) in told.items()}
+    except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"prices: {str(path)!r} has no line `MODEL: [1.5, 6.0]` for each model ({error})") from error
+
+
+def price_of(model: str | None, prices: Prices) -> tuple[float, float] | None:
+    """The price of a model; None if it is not known."""
+    name = str(model)
+    if name in prices:
+        return prices[name]
+    if name.startswith("clinic:") or Path(name).is_dir():
+        return FREE
+    return prices.get(DATED.sub("", name))
+
+
+def dollars_of(calls: Sequence[NodeCall], prices: Prices | None) -> float | None:
+    """What calls cost, cached or not; None where a model's price, or its tokens, are not known."""
+    total = 0.0
+    for call in calls:
+        price = None if prices is None else price_of(call.model, prices)
+        if price is None:
+            return None
+        if price != FREE:
+            if call.input_tokens is None or call.output_tokens is None:
+                return None
+            total += (call.input_tokens * price[0] + call.output_tokens * price[1]) / 1e6
+    return total
+
+
+@dataclasses.dataclass
+class Budget:
+    """What may be spent by all trials of a run.
+
+    Raises:
+        ValueError: if there is a ceiling, and no prices.
+    """
+
+    ceiling: float | None = None
+    """Dollars; None: whatever it costs."""
+    prices: Prices | None = None
+    ledger: Path | None = None
+    """A line for each case that has cost something; what other processes have written beside it counts from here on
+    (`dollars.0-of-2.txt`). Default: nothing is remembered."""
+    spent: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.ceiling is not None and not self.prices:
+            raise ValueError("max_dollars: what calls cost is not known; give --prices FILE.yaml")
+        if self.ledger is not None:
+            for path in self.ledger.parent.glob("dollars*.txt"):
+                lines = path.read_text().splitlines(keepends=True)
+                self.spent += sum(float(line) for line in lines if line.endswith("\n"))
+
+    def add(self, calls: Sequence[NodeCall]) -> None:
+        """What a case has cost, less what came out of a cache.
+
+        Raises:
+            ValueError: if there is a ceiling, and what a call cost cannot be known.
+        """
+        asked = [call for call in calls if not call.cached]
+        dollars = dollars_of(asked, self.prices)
+        if dollars is None and self.ceiling is not None:
+            unknown = sorted({str(call.model) for call in asked if dollars_of([call], self.prices) is None})
+            raise ValueError(
+                f"max_dollars: what {', '.join(unknown)} costs is not known: its price must be in --prices, and it "
+                "must tell how many tokens it reads and writes"
+            )
+        if dollars:
+            self.spent += dollars
+            if self.ledger is not None:
+                with self.ledger.open("a") as file:
+                    file.write(f"{dollars!r}\n")
+
+    @property
+    def gone(self) -> bool:
+        """Whether no further case may begin."""
+        return self.ceiling is not None and self.spent >= self.ceiling
