@@ -78,11 +78,9 @@ def test_where_all_are_right_or_wrong_the_interval_is_wilsons(right):
     assert found.low < found.high
 
 
-@pytest.mark.parametrize(
-    ("top", "clusters", "right", "of"), [([1, 0] * 5, [0] * 10, 0, 1), ([1, 0] * 5, "aabbccddee", 2, 5)]
-)
-def test_clusters_that_are_all_alike_are_not_certain(top, clusters, right, of):
-    found = share(top, list(clusters))
+@pytest.mark.parametrize(("clusters", "right", "of"), [("a" * 10, 0, 1), ("aabbccddee", 2, 5)])
+def test_clusters_that_are_all_alike_are_not_certain(clusters, right, of):
+    found = share([1, 0] * 5, list(clusters))
     assert (found.low, found.high) == pytest.approx(proportion_confint(right, of, method="wilson"))
     assert found.low < found.value < found.high
 
