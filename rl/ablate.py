@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from rl.cohort import CLINIC
 from rl.curriculum import TIERS
 from rl.models import model_string
 from rl.settings import parse
-from rl.statistics import Figure, over_seeds
+from rl.statistics import NOTHING, Figure, over_seeds
 from rl.train_attending import COMMAND as ATTENDING
 from rl.train_sft import COMMAND as SFT
 from rl.train_triage import COMMAND as TRIAGE
@@ -175,13 +175,16 @@ class Ablation:
         return flags + (self._backwards() if name == "reversed" else [])
 
     def _backwards(self) -> list[str]:
-        """Every tier with the steps and the shares that its stage has in the usual order."""
+        """Every tier with the steps, the shares and the KL weight of its stage in the usual order.
+
+        Gammas and rates stay where they are: they belong to the first stage and the last, whatever these are of.
+        """
         recipe = parse(COMMANDS["rl.train_attending"], self._flags("curriculum")).recipe
-        steps = map(str, reversed(recipe.stage_steps))
+        flags = ["--stage_steps", *map(str, reversed(recipe.stage_steps)), "--betas", *map(str, reversed(recipe.betas))]
         if len(recipe.rehearsal) == 1:  # one share for all: what was trained before it, whatever that is
-            return ["--stage_steps", *steps]
+            return flags
         rows = [recipe.rehearsal[place : place + 3] for place in range(0, len(recipe.rehearsal), 3)]
-        return ["--stage_steps", *steps, "--rehearsal", *(str(share) for row in reversed(rows) for share in row)]
+        return [*flags, "--rehearsal", *(str(share) for row in reversed(rows) for share in row)]
 
     def measure(self, seed: int) -> dict[str, Any]:
         """The figures of all rows on one seed's held-out cases, by the names of their systems."""
@@ -194,6 +197,9 @@ class Ablation:
         flags += ["--split", self._given.eval_split] if self._given.eval_split else []
         self._call(folder, "rl.evaluate", flags)
         (told,) = json.loads((folder / "evaluation.json").read_text())["results"].values()
+        if short := {name: row["failed"] + row["left"] for name, row in told.items() if row["failed"] or row["left"]}:
+            names = ", ".join(f"{name} ({count})" for name, count in short.items())
+            raise RuntimeError(f"seed {seed}: cases without a result: {names}; the same command tries them again")
         return dict(told)
 
     def _system(self, row: Row, seed: int) -> dict[str, Any]:
@@ -227,15 +233,19 @@ class Ablation:
 def summarize(rows: Sequence[Row], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line for each row, in %: means over the seeds with Student's t, and the difference to the first, by pairs."""
 
-    def percent(told: dict[str, Any], row: Row, tier: str | None = None) -> float:
-        figure = told[row.slug]["by"]["tier"][tier] if tier else told[row.slug]["accuracy"]
-        return 100 * float(figure["value"])
+    def percent(told: dict[str, Any], row: Row) -> float:
+        return 100 * float(told[row.slug]["accuracy"]["value"])
+
+    def in_tier(row: Row, tier: str) -> Figure:
+        found = [told[row.slug]["by"]["tier"].get(tier, {"value": None})["value"] for told in measured]
+        known = [100 * float(value) for value in found if value is not None]
+        return over_seeds(known) if known else NOTHING  # cases of one's own may have none of a tier
 
     lines = []
     for row in rows:
         accuracies = [percent(told, row) for told in measured]
         paired = [percent(told, row) - percent(told, rows[0]) for told in measured]
-        tiers = {tier: over_seeds([percent(told, row, tier) for told in measured]) for tier in TIERS}
+        tiers = {tier: in_tier(row, tier) for tier in TIERS}
         lines.append(
             {
                 "group": row.group,
@@ -339,7 +349,9 @@ def _at_once(work: Callable[..., Any], items: Sequence[tuple[Any, ...]], jobs: i
     with ThreadPoolExecutor(jobs) as pool:
         begun = [pool.submit(work, *item) for item in items]
         try:
-            return [one.result() for one in tqdm(begun, title, unit="run")]
+            for ended in tqdm(as_completed(begun), title, len(begun), unit="run"):
+                ended.result()
+            return [one.result() for one in begun]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -18,7 +18,10 @@ TIERS = ("easy", "medium", "hard")
 
 def figures(accuracy, n=100):
     figure = {"value": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1, "n": n}
-    return {"accuracy": figure, "by": {"tier": dict.fromkeys(TIERS, figure)}}
+    return {"accuracy": figure, "by": {"tier": dict.fromkeys(TIERS, figure)}, "failed": 0, "left": 0}
+
+
+FIGURES = figures
 
 
 @pytest.fixture
@@ -172,8 +175,12 @@ def _given(out):
 def test_the_other_order_has_each_tiers_own_steps_and_shares(tmp_path):
     stages = {}
     for name in ("curriculum", "reversed"):
-        recipe = parse(COMMAND, Ablation(ROWS, _given(tmp_path), [])._flags(name)).recipe
-        stages[name] = {stage.name.partition("-")[2]: (stage.steps, stage.shares) for stage in recipe.curriculum(-1)}
+        ablation = Ablation(ROWS, _given(tmp_path), ["--betas", "0.3", "0.2", "0.1"])
+        recipe = parse(COMMAND, ablation._flags(name)).recipe
+        stages[name] = {
+            stage.name.partition("-")[2]: (stage.steps, stage.shares, beta)
+            for stage, beta in zip(recipe.curriculum(-1), recipe.betas, strict=True)
+        }
     assert stages["curriculum"] == stages["reversed"]
     assert list(stages["reversed"]) == ["hard", "medium", "easy"]
 
@@ -194,3 +201,33 @@ def test_the_table_by_hand():
     assert lines[0] == "|  | accuracy | easy | medium | hard | against full |"
     assert lines[2].startswith("| full | 85.0 ± 63.5 |")
     assert lines[3].endswith("| -12.0 ± 25.4 |")
+
+
+def test_a_tier_that_no_case_is_of_has_no_figure():
+    told = figures(0.5)
+    del told["by"]["tier"]["hard"]
+    (full,) = summarize(ROWS[:1], [{ROWS[0].slug: told}] * 2)
+    assert (full["hard"].value, full["easy"].value) == (None, 50.0)
+    assert markdown([full]).splitlines()[2] == "| full | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 | - |  |"
+
+
+def test_figures_of_fewer_cases_are_no_figures(calls, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "figures", lambda accuracy: {**FIGURES(accuracy), "failed": 2, "left": 1})
+    with pytest.raises(RuntimeError, match=r"seed 0: cases without a result: full \(3\); the same command"):
+        main(["--out", str(tmp_path), "--seeds", "0", "--rows", "full"])
+
+
+def test_the_first_failure_stops_what_has_not_begun():
+    begun = threading.Event()
+
+    def work(number):
+        if number == 1:
+            raise RuntimeError("one")
+        begun.wait(10)
+        done.append(number)
+
+    done = []
+    threading.Timer(0.5, begun.set).start()
+    with pytest.raises(RuntimeError, match="one"):
+        ablate._at_once(work, [(number,) for number in range(8)], 2, "")
+    assert len(done) <= 2  # what was under way
