@@ -9,6 +9,8 @@ list an empty list.
 """
 
 import contextlib
+import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -84,7 +86,7 @@ WRITTEN = {"compression": "zstd", "use_dictionary": False}
 STEPS = 10
 """A part is of at most so many optimizer steps: a run that is killed, and never resumed, loses no more."""
 TOGETHER = 8
-"""Parts that become one row group: small ones make a file slow to open."""
+"""Parts of every process that become one row group: small ones make a file slow to open."""
 ROWS = 256
 """Rows that are turned into Python values at a time."""
 
@@ -180,7 +182,9 @@ class Rollouts:
                 part.unlink()
 
     def close(self, path: Path) -> None:
-        """Make one file of the parts of all processes, and remove them; killed at any point, it can be called again.
+        """Make one file of the parts of all processes, by steps, and remove them.
+
+        Killed at any point, it can be called again.
 
         Every other process must have written its last traces. Without any part nothing is written.
         """
@@ -188,10 +192,11 @@ class Rollouts:
         if self.rank != 0:
             return
         merged = self.folder.with_name(f"{self.folder.name}.merged")
-        if parts := self._parts():
+        if parts := [list(group) for _, group in itertools.groupby(self._parts(), _step_of)]:
             with _writing(path) as unfinished, pq.ParquetWriter(unfinished, SCHEMA, **WRITTEN) as writer:
                 for start in range(0, len(parts), TOGETHER):
-                    writer.write_table(pa.concat_tables(map(_whole, parts[start : start + TOGETHER])))
+                    files = itertools.chain(*parts[start : start + TOGETHER])
+                    writer.write_table(pa.concat_tables(map(_whole, files)).sort_by("step"))  # which is stable
             shutil.rmtree(merged, ignore_errors=True)
             self.folder.rename(merged)  # at once: what a kill left of the parts would be taken for all of them
         shutil.rmtree(merged, ignore_errors=True)

@@ -242,6 +242,17 @@ def test_rollouts_are_parts_and_in_the_end_one_file(tmp_path, rollouts, trace):
     assert steps_of(tmp_path) == [1] * 4 + [2] * 4 + [10] * 4 + [1_000_001] * 4
 
 
+def test_the_file_is_by_steps_whatever_the_parts_were(tmp_path, rollouts, trace):
+    processes = [rollouts, *(Rollouts(rollouts.folder, rank) for rank in (1, 2))]
+    for process in processes:
+        for step in range(1, 26):
+            process.add(step, [trace(step=step, case=f"{step}-{process.rank}-{i}") for i in range(2)])
+        process.flush()
+    rollouts.close(tmp_path / "out.parquet")
+    told = [one.case for one in read_traces(tmp_path / "out.parquet")]
+    assert told == [f"{step}-{rank}-{i}" for step in range(1, 26) for rank in range(3) for i in range(2)]
+
+
 def test_many_parts_become_few_row_groups(tmp_path, rollouts, trace, monkeypatch):
     monkeypatch.setattr(store, "TOGETHER", 4)
     for step in range(1, 10):
