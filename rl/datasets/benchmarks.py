@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmedagent_graph.answers import LETTERS
+from mmedagent_graph.answers import LETTERS, same_text
 from mmedagent_graph.images import ImageStore
 from rl.datasets.cases import LabeledCase, read_cases
 from rl.datasets.files import Files
-from rl.datasets.options import YES_NO, drawn, is_yes_no, named_in
+from rl.datasets.options import YES_NO, built, is_yes_no
 
 SUBSETS = ("closed", "open", "all")
 READERS = {
@@ -192,15 +192,15 @@ def _slake(files: Files, split: str, images: ImageStore) -> Rows:
     folder = files.unpacked("imgs.zip", "imgs")
     for row in rows:
         name, answer = f"slake-{row['qid']}", row["answer"].strip()
-        options: list[str] | None = []
+        options: list[str] | str = []
         if is_yes_no(answer) and row["answer_type"].strip().upper() == "CLOSED":
             answer, options = answer.lower(), list(YES_NO)
         elif row["answer_type"].strip().upper() == "CLOSED":
-            kind = vocabulary[row["content_type"]]
-            options = named_in(row["question"], answer) or drawn(answer, kind, name)
-        if options is None:
-            yield "no second option for its kind of question"
+            options = built(row["question"], answer, vocabulary[row["content_type"]], name)
+        if isinstance(options, str):
+            yield options
             continue
+        answer = next((option for option in options if same_text(option, answer)), answer)  # in the options' spelling
         yield LabeledCase(
             id=name,
             question=row["question"],

@@ -138,5 +138,5 @@ def test_json_and_an_archive_by_their_hub_id(endpoint, tmp_path):
     folder = tmp_path / "hub" / "BoKelvin" / "SLAKE"
     local = slake(folder, [("Is it normal?", "No", {}), ("Which is bigger, liver or spleen?", "Liver", {})])
     cases = asked(endpoint, "slake", tmp_path)
-    assert [case[1:3] for case in cases] == [["no", ["yes", "no"]], ["Liver", ["Liver", "spleen"]]]
+    assert [case[1:3] for case in cases] == [["no", ["yes", "no"]], ["liver", ["liver", "spleen"]]]
     assert cases == asked(endpoint, local, tmp_path)

@@ -16,7 +16,7 @@ import rl
 from mmedagent_graph.answers import same_text
 from mmedagent_graph.images import ImageStore
 from rl.datasets import BENCHMARKS, read_benchmark
-from rl.datasets.options import drawn, named_in
+from rl.datasets.options import YES_NO, built, drawn, either_or, named_in
 
 SHARED = Path(rl.__file__).parents[1].parent / "shared" / "data"
 TEXT = Value("string")
@@ -116,17 +116,30 @@ def test_slake(tmp_path, store):
     ]
     read = read_benchmark(slake(tmp_path, given), store)
     assert read.rows == 6  # the English ones
-    assert read.left_out == {"no second option for its kind of question": 1}
-    normal, bigger, weighting, modality = read.cases
+    assert read.left_out == {
+        "the question names the answer, but no options that can be read": 1,  # no other answer is T2
+        "no second option for its kind of question": 1,
+    }
+    normal, bigger, modality = read.cases
     assert (normal.answer, normal.options) == ("yes", ["yes", "no"])
     assert normal.groups == {"modality": "X-Ray", "organ": "Abdomen", "question_type": "Abnormality"}
-    assert (bigger.answer, bigger.options) == ("Liver", ["Liver", "spleen"])
-    assert (weighting.answer, sorted(weighting.options)) == ("T1", ["MRI", "T1"])  # the other answers of its kind
+    assert (bigger.answer, bigger.options) == ("liver", ["liver", "spleen"])  # not by its capital letter
     assert modality.options == ["MRI", "CT", "X-Ray"]
     assert {case.specialty for case in read.cases} == {"Radiologist"}
     assert all(Path(case.images[0]).read_bytes() == picture(1) for case in read.cases)
     (where,) = read_benchmark(slake(tmp_path, given), store, subset="open").cases
     assert (where.id, where.answer, where.options) == ("slake-5", "Right", [])
+
+
+def test_slake_options_that_are_named_without_a_comma(tmp_path, store):
+    question = "Is this a T1 weighted or T2 weighted MRI image?"
+    kinds = [(question, "T1"), (question, "t2"), ("Which type is it, MRI, CT or X-Ray?", "MRI"), ("What is it?", "PET")]
+    rows = [(asked, answer, {"content_type": "Modality"}) for asked, answer in kinds]
+    first, second, _, drawn = read_benchmark(slake(tmp_path, rows), store).cases
+    assert first.options == second.options == ["T1", "T2"]  # and neither CT nor MRI, which it also is
+    assert (first.answer, second.answer) == ("T1", "T2")
+    assert drawn.answer == "PET"
+    assert set(drawn.options) <= {"PET", "T1", "t2", "MRI"}
 
 
 def test_slake_unpacked_already(tmp_path, store):
@@ -289,19 +302,89 @@ def test_drawn_options_hold_the_right_one_once_whatever_the_order(answer, vocabu
         assert not any(same_text(a, b) for i, a in enumerate(options) for b in options[:i])
 
 
+NAMED = {
+    "Which is the biggest in this image,lung,liver or heart?": ["lung", "liver", "heart"],
+    "Which is it, a cyst, or the nodule?": ["cyst", "nodule"],
+    "Which is it, a Cyst or a nodule?": ["Cyst", "nodule"],
+    "Which plane is it, transverse plane or coronal plane?": ["transverse plane", "coronal plane"],
+}
+
+
+@pytest.mark.parametrize(("question", "options"), NAMED.items())
+def test_what_a_question_names_is_spelled_as_there_whichever_is_right(question, options):
+    for right in options:
+        for answer in (right, right.lower(), right.title(), f" {right.upper()}."):  # however it is annotated
+            assert named_in(question, answer) == options
+
+
 @pytest.mark.parametrize(
-    ("question", "answer", "options"),
+    ("question", "answer"),
     [
-        ("Which is the biggest in this image,lung,liver or heart?", "Lung", ["Lung", "liver", "heart"]),
-        ("Which is it, a cyst, or the nodule?", "nodule", ["cyst", "nodule"]),
-        ("Which is it, a cyst or a nodule?", "mass", None),
-        ("Is it a cyst or a nodule?", "cyst", None),  # no comma tells where the answers begin
-        ("Is it a cyst?", "cyst", None),
-        ("Which is it, left or left?", "left", None),
+        ("Which is it, a cyst or a nodule?", "mass"),
+        ("Is it a cyst or a nodule?", "cyst"),  # no comma tells where the answers begin
+        ("Is it a cyst?", "cyst"),
+        ("Which is it, left or left?", "left"),
+        ("In this image, which is bigger, liver or spleen?", "Liver"),  # "which is bigger" is no answer
+        ("In the scan, does it show, liver or spleen?", "spleen"),
+        ("Which is it, liver or spleen in this image?", "Liver"),
+        ("Seen from the left, the largest of all the organs, liver or spleen?", "Liver"),  # six words
     ],
 )
-def test_options_that_a_question_names(question, answer, options):
-    assert named_in(question, answer) == options
+def test_where_a_question_lists_no_answers(question, answer):
+    assert named_in(question, answer) is None
+
+
+ORGANS = ["Lung", "Right Lung", "liver", "Heart"]
+
+
+@pytest.mark.parametrize(
+    ("question", "named"),
+    [
+        ("Is it the lung or the Liver that is bigger?", ["lung", "Liver"]),
+        ("In this image, which is bigger, right lung or liver?", ["right lung", "liver"]),  # the longer name
+        ("Is it the liver or the plunge?", None),  # whole words only
+        ("Is it lung, heart or liver?", None),  # more than two
+        ("Is it the heart or a mass near the liver?", None),
+        ("Is the lung bigger?", None),
+    ],
+)
+def test_two_answers_of_a_vocabulary_on_either_side_of_or(question, named):
+    for answer in ORGANS:
+        asked = named if named and any(same_text(answer, text) for text in named) else None
+        assert either_or(question, answer, ORGANS) == asked
+
+
+def test_what_a_question_names_is_never_drawn():
+    options = built("What is above the liver?", "Heart", ORGANS, "1")
+    assert sorted(options) == ["Heart", "Lung", "Right Lung"]
+    said = built("What is bigger than the liver, if the heart is not?", "Heart", ORGANS, "1")
+    assert said == "the question names the answer, but no options that can be read"
+    assert built("What lies above the liver?", "Heart", ["Heart", "liver"], "1") == (
+        "no second option for its kind of question"
+    )
+
+
+def test_the_spelling_of_what_is_drawn_does_not_tell_the_right_one():
+    vocabulary = ["Lung", "lung", "liver", "Liver", "heart"]
+    first, *others = [drawn(answer, vocabulary, "1") for answer in ("lung", "Lung", "LUNG")]
+    assert sorted(first) == ["Liver", "Lung", "heart"]
+    assert others == [first, first]
+
+
+def test_real_options_are_spelled_as_in_the_question():
+    path = SHARED / "slake" / "cases.jsonl"
+    if not path.is_file():
+        pytest.skip(f"NOT TESTED on real questions: {path} is not there")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    closed = [row for row in rows if row["answer_type"] == "CLOSED" and row["answer_raw"].lower() not in YES_NO]
+    kinds = {row["question_type"] for row in closed}
+    known = {kind: [row["answer_raw"] for row in closed if row["question_type"] == kind] for kind in kinds}
+    read = [built(row["question"], row["answer_raw"], known[row["question_type"]], row["id"]) for row in closed]
+    # the data has them parsed from the same questions, by other means and in other letters
+    assert [[text.lower() for text in options] for options in read] == [
+        [text.lower() for text in row["options"]] for row in closed
+    ]
+    assert all(text in row["question"] for row, options in zip(closed, read, strict=True) for text in options)
 
 
 @pytest.mark.parametrize(
