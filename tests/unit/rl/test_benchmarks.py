@@ -1,5 +1,6 @@
 """The benchmarks: small files in each hub's exact layout and schema, and real ones where they are at hand."""
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -71,13 +72,28 @@ def test_what_is_answered_by_yes_or_no_is_closed(name, specialty, tmp_path, stor
     assert yes.specialty == specialty
     assert [case.id for case in read.cases] == [f"{name}-test-0", f"{name}-test-2"]
     (where,) = read_benchmark(f"{name}:{folder}", store, subset="open").cases
-    assert (where.answer, where.options, where.groups) == ("in the left lobe", [], {"question_type": "open"})
+    assert (where.answer, where.options) == ("in the left lobe", [])
+    assert [{case.groups["answer_type"]} for case in (yes, no, where)] == [{"closed"}, {"closed"}, {"open"}]
     assert len(read_benchmark(f"{name}:{folder}", store, subset="all").cases) == read.rows == 3
 
 
 def test_a_part_of_a_split_says_so(tmp_path, store):
-    read = read_benchmark(f"vqa_rad:{vqa(tmp_path, 'test', [(1, 'Is it?', 'yes')])}", store)
-    assert str(read) == "vqa_rad test: 1 cases of 1 rows (451 published: not the whole split)"
+    read = read_benchmark(f"vqa_rad:{vqa(tmp_path, 'test', [(1, 'Is it?', 'yes'), (1, 'What?', 'it')])}", store)
+    assert str(read) == "vqa_rad test: 1 cases of 2 rows (451 published) with 1 closed questions (251 published)"
+
+
+def test_the_whole_split_says_so(tmp_path, store, monkeypatch):
+    small = dataclasses.replace(BENCHMARKS["slake"], splits={"test": 3, "train": 1}, closed=2)
+    monkeypatch.setitem(BENCHMARKS, "slake", small)
+    rows = [("Is it?", "Yes", {}), ("What colour?", "Grey", {}), ("Where?", "Left", {"answer_type": "OPEN"})]
+    read = read_benchmark(slake(tmp_path, rows), store)
+    assert (read.closed, read.rows) == (2, 3)  # also the one that is left out
+    assert str(read) == (
+        "slake test: 1 cases of 3 rows (as published) with 2 closed questions (as published)"
+        "; 1 left out: no second option for its kind of question"
+    )
+    other = read_benchmark(slake(tmp_path, rows[:1], "train"), store, "train")
+    assert "of 1 rows (as published) with 1 closed questions (no published count)" in str(other)
 
 
 SLAKE = {
@@ -122,13 +138,20 @@ def test_slake(tmp_path, store):
     }
     normal, bigger, modality = read.cases
     assert (normal.answer, normal.options) == ("yes", ["yes", "no"])
-    assert normal.groups == {"modality": "X-Ray", "organ": "Abdomen", "question_type": "Abnormality"}
+    assert normal.groups == {
+        "benchmark": "slake",
+        "answer_type": "closed",
+        "modality": "X-Ray",
+        "organ": "Abdomen",
+        "question_type": "Abnormality",
+    }
     assert (bigger.answer, bigger.options) == ("liver", ["liver", "spleen"])  # not by its capital letter
     assert modality.options == ["MRI", "CT", "X-Ray"]
     assert {case.specialty for case in read.cases} == {"Radiologist"}
     assert all(Path(case.images[0]).read_bytes() == picture(1) for case in read.cases)
     (where,) = read_benchmark(slake(tmp_path, given), store, subset="open").cases
     assert (where.id, where.answer, where.options) == ("slake-5", "Right", [])
+    assert where.groups["answer_type"] == "open"
 
 
 def test_slake_options_that_are_named_without_a_comma(tmp_path, store):
@@ -180,7 +203,7 @@ def test_omnimedvqa(tmp_path, store):
     read = read_benchmark(f"omnimedvqa:{tmp_path}", store)
     first, second = read.cases
     assert (first.answer, first.options) == ("normal", ["cyst", "nodule", "normal", "mass"])
-    assert first.groups["modality"] == "CT(Computed Tomography)"
+    assert (first.groups["modality"], first.groups["answer_type"]) == ("CT(Computed Tomography)", "closed")
     assert (first.specialty, second.specialty) == ("Radiologist", "Pathologist")
     assert second.options == ["Yes", "No"]
     assert Path(first.images[0]).read_bytes() == picture(3)
@@ -188,6 +211,7 @@ def test_omnimedvqa(tmp_path, store):
         "the answer is none of the options": 1,
         "options that repeat, or an empty question": 1,
     }
+    assert read.closed == read.rows == 4
 
 
 def test_mmmu(tmp_path, store):
@@ -215,11 +239,13 @@ def test_mmmu(tmp_path, store):
     first, withheld = read.cases
     assert (first.answer, first.options[:2]) == ("<image 2>", ["it's", 'a "dose"'])
     assert len(first.images) == 2
-    assert first.groups == {"subject": "Pharmacy", "subfield": "Pharmacology", "question_type": "multiple-choice"}
+    told = {"subject": "Pharmacy", "subfield": "Pharmacology", "question_type": "multiple-choice"}
+    assert first.groups == {"benchmark": "mmmu_medical", "answer_type": "closed", **told}
+    assert (read.rows, read.closed) == (6, 5)
     assert withheld.answer is None
     assert read.left_out == {"the answer is none of the options": 3}
     (dose,) = read_benchmark(f"mmmu_medical:{tmp_path}", store, subset="open").cases
-    assert (dose.answer, dose.options) == ("12.5", [])
+    assert (dose.answer, dose.options, dose.groups["answer_type"]) == ("12.5", [], "open")
 
 
 def test_medxpertqa(tmp_path, store):
@@ -242,17 +268,44 @@ def test_medxpertqa(tmp_path, store):
     assert case.question == "A woman, 30 years. What is it?"
     assert (case.answer, case.options) == ("goitre", list(options.values()))
     assert [Path(image).name for image in case.images] == row["images"]
-    assert case.groups == {"medical_task": "Diagnosis", "body_system": "Endocrine", "question_type": "Reasoning"}
+    told = {"medical_task": "Diagnosis", "body_system": "Endocrine", "question_type": "Reasoning"}
+    assert case.groups == {"benchmark": "medxpertqa", "answer_type": "closed", **told}
+
+
+def lines(path: Path, *rows: dict) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"vqa_rad:{path}"
+
+
+ROW = {"question": "Is it?", "answer": "no", "options": ["yes", "no"], "modality": "CT"}
 
 
 def test_jsonl(tmp_path, store):
+    name = lines(tmp_path / "cases.jsonl", {**ROW, "split": "test"}, {**ROW, "options": None, "split": "train"})
+    (case,) = read_benchmark(name, store).cases
+    assert (case.id, case.specialty) == ("cases-1", "Radiologist")
+    assert case.groups == {"benchmark": "vqa_rad", "answer_type": "closed", "modality": "CT"}
+    (case,) = read_benchmark(name, store, "train", "open").cases
+    assert (case.id, case.groups["answer_type"]) == ("cases-2", "open")
+
+
+def test_jsonl_whose_rows_name_no_split(tmp_path, store):
     path = tmp_path / "cases.jsonl"
-    row = {"question": "Is it?", "answer": "no", "options": ["yes", "no"], "split": "test", "modality": "CT"}
-    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "options": None, "split": "train"}) + "\n")
-    read = read_benchmark(f"vqa_rad:{path}", store)
-    assert [(case.id, case.specialty, case.groups) for case in read.cases] == [
-        ("cases-1", "Radiologist", {"modality": "CT"})
-    ]
+    name = lines(path, ROW, {**ROW, "split": None})
+    assert [case.id for case in read_benchmark(name, store).cases] == ["cases-1", "cases-2"]
+    assert len(read_benchmark(name, store, "train").cases) == 2
+    with pytest.raises(ValueError, match="split: 'test' is not in"):
+        read_benchmark(lines(path, ROW, {**ROW, "split": "train"}), store)
+    assert [case.id for case in read_benchmark(name, store, "train").cases] == ["cases-2"]
+
+
+def test_jsonl_that_says_which_questions_are_closed(tmp_path, store):
+    """As the data set has it: SLAKE in capitals, and with options of its own for open ones."""
+    closed, opened = ({**ROW, "answer_type": kind} for kind in ("CLOSED", "OPEN"))
+    name = lines(tmp_path / "cases.jsonl", closed, {**closed, "options": None}, opened)
+    read = read_benchmark(name, store)
+    assert [case.groups["answer_type"] for case in read.cases] == ["closed", "open"]
+    assert (read.closed, read.left_out) == (2, {"closed, but without options": 1})
 
 
 REFUSED = {
@@ -388,16 +441,37 @@ def test_real_options_are_spelled_as_in_the_question():
 
 
 @pytest.mark.parametrize(
-    ("name", "split", "rows", "closed"), [("vqa_rad", "test", 451, 270), ("slake", "train", 644, 335)]
+    ("name", "split", "said"),
+    [
+        # by its answer_type, of which two have no options; published are those that are answered by yes or no
+        (
+            "vqa_rad",
+            "test",
+            "270 cases of 451 rows (as published) with 272 closed questions (251 published)"
+            "; 2 left out: closed, but without options",
+        ),
+        ("slake", "train", "335 cases of 644 rows (4919 published) with 274 closed questions (no published count)"),
+    ],
 )
-def test_real_ones(name, split, rows, closed, store):
+def test_real_ones(name, split, said, store):
     path = SHARED / name / "cases.jsonl"
     if not path.is_file():
-        pytest.skip(f"no real data: {path} is not there")
+        pytest.skip(f"NOT TESTED on real questions: {path} is not there")
     read = read_benchmark(f"{name}:{path}", store, split)
-    assert read.rows == rows
-    assert len(read.cases) == closed
+    assert str(read) == f"{name} {split}: {said}"
     assert {case.specialty for case in read.cases} >= {"Radiologist"}
+
+
+def test_the_closed_questions_of_vqa_rad_are_as_many_as_published(tmp_path, store):
+    """Laid out as on the hub, which has the answers only: what is closed is counted by them."""
+    path = SHARED / "vqa_rad" / "cases.jsonl"
+    if not path.is_file():
+        pytest.skip(f"NOT TESTED on real questions: {path} is not there")
+    real = [row for row in map(json.loads, path.read_text().splitlines()) if row["split"] == "test"]
+    folder = vqa(tmp_path, "test", [(1, row["question"], row["answer_raw"]) for row in real])
+    read = read_benchmark(f"vqa_rad:{folder}", store)
+    said = "vqa_rad test: 251 cases of 451 rows (as published) with 251 closed questions (as published)"
+    assert str(read) == said
 
 
 def test_every_benchmark_is_described():
