@@ -113,7 +113,7 @@ def read_benchmark(name: str, images: ImageStore, split: str | None = None, subs
     elif split not in benchmark.splits:
         raise ValueError(f"split: {name} has no {split!r}; choose one of {', '.join(benchmark.splits)}")
     else:
-        rows = benchmark.read(Files(benchmark.hub, Path(folder) if folder else None), split, images)
+        rows = benchmark.read(Files(name, benchmark.hub, Path(folder) if folder else None), split, images)
     return _selection(name, split, rows, subset)
 
 

@@ -3,7 +3,10 @@
 import dataclasses
 import io
 import json
+import time
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -174,6 +177,64 @@ def test_slake_unpacked_already(tmp_path, store):
     assert case.images == [tmp_path / "imgs" / "xmlab1" / "source.jpg"]
 
 
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """Writes `imgs.zip` of SLAKE with so many pictures of a shade, and says what reading gives for each."""
+    monkeypatch.setattr("datasets.config.EXTRACTED_DATASETS_PATH", str(tmp_path / "extracted"))
+    copy = tmp_path / "copy"
+
+    def write(shade: int, count: int) -> Callable[[], list[bytes]]:
+        names = [f"{number}.jpg" for number in range(count)]
+        name = slake(copy, [("Is it normal?", "Yes", {"img_name": image}) for image in names])
+        zipped(copy / "imgs.zip", {f"imgs/{image}": picture(shade) for image in names})
+        store = ImageStore(tmp_path / "store")
+        return lambda: [Path(case.images[0]).read_bytes() for case in read_benchmark(name, store).cases]
+
+    return write
+
+
+def test_an_archive_is_whole_though_its_unpacking_was_killed(archive, tmp_path, monkeypatch):
+    read = archive(1, 3)
+    with monkeypatch.context() as killed:
+        killed.setattr(zipfile.ZipFile, "extractall", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            read()
+    assert read() == [picture(1)] * 3
+    assert not list((tmp_path / "extracted").glob("*.half"))
+
+
+def cut_short(packed: zipfile.ZipFile, path: Path) -> None:
+    packed.extract(packed.namelist()[0], path)
+    raise KeyboardInterrupt
+
+
+def test_an_archive_that_was_replaced_is_unpacked_anew(archive):
+    assert archive(1, 2)() == [picture(1)] * 2
+    assert archive(2, 2)() == [picture(2)] * 2
+
+
+def test_shards_on_one_machine_unpack_an_archive_once(archive, monkeypatch):
+    read, whole, unpacked = archive(1, 3), zipfile.ZipFile.extractall, []
+
+    def slowly(packed: zipfile.ZipFile, path: Path) -> None:
+        unpacked.append(path)
+        packed.extract(packed.namelist()[0], path)
+        time.sleep(0.3)  # the others come in now
+        whole(packed, path)
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", slowly)
+    with ThreadPoolExecutor(4) as shards:
+        assert list(shards.map(lambda _: read(), range(4))) == [[picture(1)] * 3] * 4
+    assert len(unpacked) == 1
+
+
+def test_an_archive_that_is_broken(archive, tmp_path):
+    read = archive(1, 1)
+    (tmp_path / "copy" / "imgs.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"cases: .*imgs\.zip' cannot be unpacked"):
+        read()
+
+
 def test_omnimedvqa(tmp_path, store):
     def row(number, answer, modality, **options):
         return {
@@ -313,6 +374,8 @@ REFUSED = {
     "unknown subset": ("slake", {"subset": "yes/no"}, ["subset", "'yes/no'", "closed, open, all"]),
     "unknown split": ("slake", {"split": "dev"}, ["split", "'dev'", "test, train, validation"]),
     "no folder": ("slake:/nowhere", {}, ["'/nowhere'", "BoKelvin/SLAKE"]),
+    "not in the cache, and no network": ("vqa_rad", {}, ["vqa_rad needs", "data/test-*.parquet", "vqa_rad:FOLDER"]),
+    "no file in the cache, and no network": ("slake", {}, ["slake needs test.json", "BoKelvin/SLAKE", "slake:FOLDER"]),
     "an empty folder": ("vqa_rad:{empty}", {}, ["data/test-*.parquet", "flaviagiammarino/vqa-rad"]),
     "no JSON": ("slake:{empty}", {}, ["test.json", "BoKelvin/SLAKE"]),
     "no archive": ("omnimedvqa:{empty}", {}, ["OmniMedVQA.zip"]),
@@ -320,7 +383,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("name", "more", "said"), REFUSED.values(), ids=REFUSED)
-def test_refused(name, more, said, tmp_path, store):
+def test_refused(name, more, said, tmp_path, store, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(ValueError) as error:
         read_benchmark(name.format(empty=tmp_path), store, **more)
     assert all(part in str(error.value) for part in said)
