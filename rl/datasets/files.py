@@ -15,8 +15,8 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, Image, load_dataset
+from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.utils import WeakFileLock
 
 
 class Files:
@@ -118,7 +118,7 @@ def _unpacked(archive: Path) -> Path:
     whole = Path(datasets.config.EXTRACTED_DATASETS_PATH) / key
     half = whole.with_suffix(".half")
     whole.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(whole.with_suffix(".lock")):
+    with FileLock(whole.with_suffix(".lock")):
         if not whole.is_dir():
             shutil.rmtree(half, ignore_errors=True)  # left by a kill
             half.mkdir()
