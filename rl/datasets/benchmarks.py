@@ -6,7 +6,8 @@
 
 Closed questions are those that the field counts as closed, open ones the others; where the hub's files give no options,
 `rl.datasets.options` says how they are built. What a row says of its modality, organ and kind of question goes into
-`LabeledCase.groups`, by which figures are broken down, and the modality names the specialty that reads it.
+`LabeledCase.groups`, by which figures are broken down, with the benchmark's name and an `answer_type` of `closed` or
+`open`; the modality names the specialty that reads it.
 """
 
 import ast
@@ -18,11 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmedagent_graph.answers import LETTERS
+from mmedagent_graph.answers import LETTERS, same_text
 from mmedagent_graph.images import ImageStore
 from rl.datasets.cases import LabeledCase, read_cases
 from rl.datasets.files import Files
-from rl.datasets.options import YES_NO, drawn, is_yes_no, named_in
+from rl.datasets.options import YES_NO, built, is_yes_no
 
 SUBSETS = ("closed", "open", "all")
 READERS = {
@@ -33,7 +34,7 @@ READERS = {
 }
 """Who reads which modality, by the first word of its name (paper, triage label: the image modality's specialty)."""
 Rows = Iterator["LabeledCase | str"]
-"""Cases; in the place of a row that cannot be used, why."""
+"""Cases; in the place of a closed question that cannot be used, why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Benchmark:
     splits: Mapping[str, int | None]
     """How many rows each split has (None: not published); the first is that of the papers' tables."""
     closed: int
-    """How many closed questions that one has, as published."""
+    """How many closed questions the first split has, as published."""
     read: Callable[[Files, str, ImageStore], Rows]
     """The rows of a split."""
 
@@ -63,24 +64,33 @@ class Selection:
     """Of the split, before anything was left out."""
     published: int | None
     """How many rows it should have."""
+    closed: int
+    """How many of the rows are closed questions, before anything was left out."""
+    published_closed: int | None
+    """How many should be."""
     left_out: dict[str, int]
     """Rows that cannot be used, by the reason; the other subset's are not among them."""
 
     def __str__(self) -> str:
         """In one line: what there is, and whether that is what was published."""
-        said = {None: "no published count", self.rows: "as published"}.get(self.published)
+        rows = f"{self.rows} rows ({_beside(self.rows, self.published)})"
+        closed = f"{self.closed} closed questions ({_beside(self.closed, self.published_closed)})"
         left = "".join(f"; {n} left out: {why}" for why, n in self.left_out.items())
-        return (
-            f"{self.name} {self.split}: {len(self.cases)} cases of {self.rows} rows "
-            f"({said or f'{self.published} published: not the whole split'}){left}"
-        )
+        return f"{self.name} {self.split}: {len(self.cases)} cases of {rows} with {closed}{left}"
+
+
+def _beside(count: int, published: int | None) -> str:
+    if published is None:
+        return "no published count"
+    return "as published" if count == published else f"{published} published"
 
 
 def read_benchmark(name: str, images: ImageStore, split: str | None = None, subset: str = "closed") -> Selection:
     """The cases of a benchmark.
 
     Args:
-        name: one of `BENCHMARKS`; after a colon the folder of a copy of the hub's files, or a JSONL file.
+        name: one of `BENCHMARKS`; after a colon the folder of a copy of the hub's files, or a JSONL file, of
+            which all rows are taken where none names a split.
         images: where images go that lie inside the files.
         split: default: the one that the papers' tables are of.
         subset: `closed` questions (with options), `open` ones, or `all`.
@@ -99,12 +109,12 @@ def read_benchmark(name: str, images: ImageStore, split: str | None = None, subs
     split = split or next(iter(benchmark.splits))
     rows: Iterable[LabeledCase | str]
     if folder.endswith(".jsonl"):
-        rows = map(_with_specialty, read_cases(folder, split))
+        rows = read_cases(folder, split, unsplit=True)
     elif split not in benchmark.splits:
         raise ValueError(f"split: {name} has no {split!r}; choose one of {', '.join(benchmark.splits)}")
     else:
-        rows = benchmark.read(Files(benchmark.hub, Path(folder) if folder else None), split, images)
-    return _selection(name, split, rows, subset, benchmark.splits.get(split))
+        rows = benchmark.read(Files(name, benchmark.hub, Path(folder) if folder else None), split, images)
+    return _selection(name, split, rows, subset)
 
 
 def is_benchmark(name: str | Path) -> bool:
@@ -112,31 +122,44 @@ def is_benchmark(name: str | Path) -> bool:
     return str(name).partition(":")[0] in BENCHMARKS
 
 
-def _selection(
-    name: str, split: str, rows: Iterable[LabeledCase | str], subset: str, published: int | None
-) -> Selection:
+def _selection(name: str, split: str, rows: Iterable[LabeledCase | str], subset: str) -> Selection:
     cases: dict[str, LabeledCase] = {}
     left_out: Counter[str] = Counter()
-    count = 0
+    count = closed = 0
     for row in rows:
         count += 1
         if isinstance(row, str):
+            closed += 1
             left_out[row] += 1
-        elif subset == "all" or bool(row.options) == (subset == "closed"):
+            continue
+        case = _completed(row, name)
+        closed += case.groups["answer_type"] == "closed"
+        if subset == "all" or bool(case.options) == (subset == "closed"):
             try:
-                row.given()
+                case.given()
             except ValueError:
                 left_out["options that repeat, or an empty question"] += 1
                 continue
-            if row.id in cases:
-                raise ValueError(f"cases: {name} {split} has id {row.id!r} twice; ids must differ")
-            cases[row.id] = row
-    return Selection(name, split, list(cases.values()), count, published, dict(left_out))
+            if case.id in cases:
+                raise ValueError(f"cases: {name} {split} has id {case.id!r} twice; ids must differ")
+            cases[case.id] = case
+        elif subset == "closed" == case.groups["answer_type"]:
+            left_out["closed, but without options"] += 1
+    benchmark = BENCHMARKS[name]
+    published_closed = benchmark.closed if split == next(iter(benchmark.splits)) else None
+    published = benchmark.splits.get(split)
+    return Selection(name, split, list(cases.values()), count, published, closed, published_closed, dict(left_out))
 
 
-def _with_specialty(case: LabeledCase) -> LabeledCase:
-    known = case.specialty or _reader_of(case.groups.get("modality", ""))
-    return dataclasses.replace(case, specialty=known)
+def _completed(case: LabeledCase, name: str) -> LabeledCase:
+    """With what follows from the benchmark, the modality and the options; a JSONL file may say it itself."""
+    said = case.groups.get("answer_type", "").lower()  # SLAKE has it in capitals
+    kind = said if said in ("closed", "open") else "closed" if case.options else "open"
+    return dataclasses.replace(
+        case,
+        specialty=case.specialty or _reader_of(case.groups.get("modality", "")),
+        groups={**case.groups, "benchmark": name, "answer_type": kind},
+    )
 
 
 def _reader_of(modality: str) -> str | None:
@@ -192,22 +215,21 @@ def _slake(files: Files, split: str, images: ImageStore) -> Rows:
     folder = files.unpacked("imgs.zip", "imgs")
     for row in rows:
         name, answer = f"slake-{row['qid']}", row["answer"].strip()
-        options: list[str] | None = []
+        options: list[str] | str = []
         if is_yes_no(answer) and row["answer_type"].strip().upper() == "CLOSED":
             answer, options = answer.lower(), list(YES_NO)
         elif row["answer_type"].strip().upper() == "CLOSED":
-            kind = vocabulary[row["content_type"]]
-            options = named_in(row["question"], answer) or drawn(answer, kind, name)
-        if options is None:
-            yield "no second option for its kind of question"
+            options = built(row["question"], answer, vocabulary[row["content_type"]], name)
+        if isinstance(options, str):
+            yield options
             continue
+        answer = next((option for option in options if same_text(option, answer)), answer)  # in the options' spelling
         yield LabeledCase(
             id=name,
             question=row["question"],
             answer=answer,
             options=options,
             images=[folder / row["img_name"]],
-            specialty=_reader_of(row["modality"]),
             groups={"modality": row["modality"], "organ": row["location"], "question_type": row["content_type"]},
         )
 
@@ -229,7 +251,6 @@ def _omnimedvqa(files: Files, split: str, images: ImageStore) -> Rows:
                 answer=answer,
                 options=options,
                 images=[folder / row["image_path"]],
-                specialty=_reader_of(modality),
                 groups={"modality": modality, "question_type": row["question_type"], "dataset": row["dataset"]},
             )
 
@@ -329,5 +350,5 @@ BENCHMARKS = {
         hub="TsinghuaC3I/MedXpertQA", licence="MIT", splits={"test": 2000, "dev": 5}, closed=2000, read=_medxpertqa
     ),
 }
-"""By the names that `--cases` takes. VQA-RAD counts 272 closed questions where the original file's answer_type is used,
-which the hub's copy lacks."""
+"""By the names that `--cases` takes. VQA-RAD has 272 closed questions by the original file's answer_type, which a JSONL
+file may have. The hub's copy lacks it: 251 of them are answered by yes or no."""

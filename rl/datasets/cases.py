@@ -11,7 +11,10 @@ from typing import Any
 
 from mmedagent_graph import Case
 
-GROUPS = ("modality", "organ", "question_type", "body_system", "medical_task", "subject", "subfield", "dataset")
+GROUPS = (
+    "modality", "organ", "answer_type", "question_type", "body_system", "medical_task", "subject", "subfield",
+    "dataset",
+)  # fmt: skip
 """What a row may say of its case, beside what is asked."""
 
 
@@ -36,13 +39,14 @@ class LabeledCase:
         return Case(question=self.question, options=self.options, images=self.images, context=self.context)
 
 
-def read_cases(path: str | Path, split: str | None = None) -> list[LabeledCase]:
+def read_cases(path: str | Path, split: str | None = None, unsplit: bool = False) -> list[LabeledCase]:
     """Cases from a JSONL file, one object a line; `image` (or `images`) relative to the file's folder.
 
     Args:
         path: the file. Fields read: id, split, image or images, question, options, answer, context, specialty,
             and those of `GROUPS`.
         split: keep only the rows of this split; None keeps all.
+        unsplit: keep all where no row names a split, too.
 
     Raises:
         ValueError: naming file, line, field and what is valid.
@@ -52,7 +56,7 @@ def read_cases(path: str | Path, split: str | None = None) -> list[LabeledCase]:
         raise ValueError(f"cases: no file {str(path)!r}; give a JSONL file with one case a line")
     rows = list(_rows(path))
     splits = sorted({str(row.get("split")) for _, row in rows})
-    if split is not None:
+    if split is not None and not (unsplit and all(row.get("split") is None for _, row in rows)):
         rows = [(number, row) for number, row in rows if row.get("split") == split]
         if not rows:
             raise ValueError(f"split: {split!r} is not in {str(path)!r}; it has {', '.join(splits)}")

@@ -21,7 +21,8 @@ from rl.scorers.typical import TYPICAL
 from rl.store import read_traces, trace_files
 
 KINDS = """One output of each kind; the options are nodule, cyst, scar, normal, or yes, no.
-`lmms_eval_mmmu` draws where it reads nothing."""
+`lmms_eval_mmmu` draws where it reads nothing. A "-" is no verdict: the toolkit's rule for the benchmark is not
+reproduced, or it has none."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +54,7 @@ def _tables(file: Path, most: int, judge: Grader | None) -> list[str]:
     traces = list(read_traces(file))
     closed, opened = closed_outputs(traces), open_decisions(traces)
     tables = [disagreement_table(closed)] if closed else []
-    divided = (output for output in closed if len(set(verdicts(output).values())) > 1)
+    divided = (output for output in closed if len({*verdicts(output).values()} - {None}) > 1)
     if listed := list(islice(divided, most)):
         tables.append(output_table(listed))
     if opened:

@@ -61,8 +61,9 @@ def lmms_eval_medevalkit(text: str, options: Sequence[str], key: str) -> bool:
 
     Kept: "no" is in "normal" there, too, and what cannot be read is the option most like it.
 
-    Not reproduced: PMC-VQA's form of the options ("A:..."), and the cap of 64 tokens, before which no model that thinks
-    comes to its answer.
+    Not reproduced: SLAKE's rule (where it is not yes or no, the exact text), PMC-VQA's form of the options ("A:..."),
+    and the cap of 64 tokens, before which no model that thinks comes to its answer. There is no verdict on SLAKE, nor
+    on the benchmarks that the group lacks (`rl.scorers.RULES`).
     """
     if yes_or_no(options):
         said = _stated(text).lower().replace("\n", "").replace(".", "")

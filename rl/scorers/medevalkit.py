@@ -16,7 +16,7 @@ LEADS = (
 
 
 def medevalkit(text: str, options: Sequence[str], key: str) -> bool:
-    r"""Yes/no questions as in VQA-RAD and PathVQA, all others as in OmniMedVQA and MedXpertQA.
+    r"""Yes/no questions as in VQA-RAD and PathVQA, all others as `medevalkit_choice`.
 
     What is read: the last box, or all answer blocks, or the whole text; of it what follows the last "answer:" and the
     like. With yes and no it is right where it holds just one of the two, and that is the key. With other options it is
@@ -28,9 +28,17 @@ def medevalkit(text: str, options: Sequence[str], key: str) -> bool:
     other colon than that of "answer:" keeps the blank before it, and is not read.
 
     Not reproduced: SLAKE's rule (the exact text), the rule for MMMU (a guess at random), PMC-VQA's form of the options
-    ("A:..."), and the counting faults of some versions.
+    ("A:..."), and the counting faults of some versions. On SLAKE and MMMU there is no verdict (`rl.scorers.RULES`).
     """
-    return _yes_no(text, key) if yes_or_no(options) else _choice(text, options, key)
+    return _yes_no(text, key) if yes_or_no(options) else medevalkit_choice(text, options, key)
+
+
+def medevalkit_choice(text: str, options: Sequence[str], key: str) -> bool:
+    """Its rule for OmniMedVQA, where yes and no have letters as well, and MedXpertQA: as `medevalkit` has it."""
+    lower = [name.lower() for name in letters(options)]
+    text = _stated(lone_letter(_tagged(text).lower(), lower)).strip().lower().replace("\n", "")
+    said = text.split(".")[0].split(":")[-1]
+    return (lower.index(said) if said in lower else likest(text, options)) == place(options, key)
 
 
 def _yes_no(text: str, key: str) -> bool:
@@ -39,13 +47,6 @@ def _yes_no(text: str, key: str) -> bool:
         said = _tagged(text)
     said = _stated(said.lower().strip()).replace("\n", "").replace(".", "")
     return ("yes" in said) != ("no" in said) and key.strip().lower() in said
-
-
-def _choice(text: str, options: Sequence[str], key: str) -> bool:
-    lower = [name.lower() for name in letters(options)]
-    text = _stated(lone_letter(_tagged(text).lower(), lower)).strip().lower().replace("\n", "")
-    said = text.split(".")[0].split(":")[-1]
-    return (lower.index(said) if said in lower else likest(text, options)) == place(options, key)
 
 
 def _stated(text: str) -> str:

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from mmedagent_graph.answers import read_answer
 from rl.scorers.lmms_eval import lmms_eval_medevalkit, lmms_eval_mmmu
-from rl.scorers.medevalkit import medevalkit
+from rl.scorers.medevalkit import medevalkit, medevalkit_choice
 from rl.scorers.medvlthinker import medvlthinker, medvlthinker_regrade
 from rl.scorers.open_answers import open_figures
 from rl.scorers.reading import Scorer, place
@@ -15,6 +15,8 @@ from rl.traces import Trace
 
 EXAMPLES = 3
 """Ids that are named for each difference."""
+MARKS = {True: "✓", False: "", None: "-"}
+"""Of verdicts."""
 SHOWN = 300
 """Characters of a text, from its end, where the answer stands."""
 
@@ -34,6 +36,17 @@ SCORERS: dict[str, Scorer] = {
     "lmms_eval_medevalkit": lmms_eval_medevalkit,
 }
 """By name. Each is a pure function of text, options and key."""
+RULES: dict[tuple[str, str], Scorer | None] = {
+    ("medevalkit", "omnimedvqa"): medevalkit_choice,
+    ("medevalkit", "slake"): None,
+    ("medevalkit", "mmmu_medical"): None,
+    ("lmms_eval_medevalkit", "slake"): None,
+    ("lmms_eval_medevalkit", "omnimedvqa"): None,
+    ("lmms_eval_medevalkit", "mmmu_medical"): None,
+    ("lmms_eval_medevalkit", "medxpertqa"): None,
+}
+"""The rule of a scorer for a benchmark, where the options do not tell it. None: it is not reproduced, or there is none:
+a number would have the toolkit's name, but not be its count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +59,8 @@ class Output:
     options: Sequence[str]
     key: str
     """The right option's text."""
+    benchmark: str | None = None
+    """Of whose questions it is one; None: of none that is known, and options alone choose the rule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +70,7 @@ class Disagreement:
     scorer: str
     right: int
     n: int
+    """Outputs on which it has a verdict."""
     gained: list[str]
     """Ids of the outputs that it counts as right, and `strict` does not."""
     lost: list[str]
@@ -69,24 +85,25 @@ def disagreements(outputs: Iterable[Output]) -> list[Disagreement]:
     return [
         Disagreement(
             scorer=name,
-            right=sum(verdict[name] for verdict in counted),
-            n=len(outputs),
+            right=sum(verdict[name] is True for verdict in counted),
+            n=sum(verdict[name] is not None for verdict in counted),
             gained=[id for id, verdict in pairs if verdict[name] and not verdict["strict"]],
-            lost=[id for id, verdict in pairs if verdict["strict"] and not verdict[name]],
+            lost=[id for id, verdict in pairs if verdict["strict"] and verdict[name] is False],
         )
         for name in SCORERS
     ]
 
 
-def verdicts(output: Output) -> dict[str, bool]:
-    """Whether each scorer counts an output as right."""
-    return {name: scorer(output.text, output.options, output.key) for name, scorer in SCORERS.items()}
+def verdicts(output: Output) -> dict[str, bool | None]:
+    """Whether each scorer counts an output as right; None where it has no verdict on its benchmark."""
+    rules = {name: RULES.get((name, output.benchmark or ""), scorer) for name, scorer in SCORERS.items()}
+    return {name: rule and rule(output.text, output.options, output.key) for name, rule in rules.items()}
 
 
 def closed_outputs(traces: Iterable[Trace]) -> list[Output]:
     """What was decided on questions with options and a key, as the attending, or who stands in its place, wrote it."""
     return [
-        Output(trace.case, trace.text, trace.options, trace.answer)
+        Output(trace.case, trace.text, trace.options, trace.answer, trace.groups.get("benchmark"))
         for trace in traces
         if trace.node != "triage" and trace.options and trace.text is not None and trace.answer is not None
     ]
@@ -104,8 +121,7 @@ def open_decisions(traces: Iterable[Trace]) -> list[Trace]:
 def disagreement_table(outputs: Sequence[Output]) -> str:
     """A row for each scorer: accuracy, and how many outputs it counts otherwise than `strict`, some of them by id."""
     rows = [
-        (row.scorer, f"{100 * row.right / max(1, row.n):.1f}", _some(row.gained), _some(row.lost))
-        for row in disagreements(outputs)
+        (row.scorer, _accuracy(row, len(outputs)), _some(row.gained), _some(row.lost)) for row in disagreements(outputs)
     ]
     return _markdown(
         ("scorer", f"accuracy, % (n={len(outputs)})", "right by it, wrong by strict", "wrong by it, right by strict"),
@@ -116,7 +132,7 @@ def disagreement_table(outputs: Sequence[Output]) -> str:
 def output_table(outputs: Iterable[Output]) -> str:
     """A row for each output, with what every scorer makes of it."""
     rows = [
-        (output.id, output.key, *("✓" if hit else "" for hit in verdicts(output).values()), _shown(output.text))
+        (output.id, output.key, *(MARKS[hit] for hit in verdicts(output).values()), _shown(output.text))
         for output in outputs
     ]
     return _markdown(("id", "key", *SCORERS, "output"), rows)
@@ -135,6 +151,12 @@ def open_table(opened: Sequence[Trace], verdicts: Sequence[float | None] | None 
     if told:
         rows.append((f"judge (n={len(told)})", f"{fmean(told):.3f}"))
     return _markdown(("open answers", f"mean (n={len(opened)})"), rows)
+
+
+def _accuracy(row: Disagreement, outputs: int) -> str:
+    if not row.n:
+        return "-"
+    return f"{100 * row.right / row.n:.1f}" + (f" (n={row.n})" if row.n < outputs else "")
 
 
 def _some(ids: Sequence[str]) -> str:

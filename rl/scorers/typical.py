@@ -35,4 +35,6 @@ TYPICAL = (
     Output("yes/no: letter", "<think>The bone is broken near its end.</think><answer>A</answer>", YES_NO, "yes"),
     Output("yes/no: sentence", "<answer>Yes, a fracture is seen</answer>", YES_NO, "yes"),
     Output("yes/no: normal", "<answer>normal bone</answer>", YES_NO, "no"),
+    Output("yes/no of OmniMedVQA: letter", "<answer>A</answer>", ("Yes", "No"), "Yes", "omnimedvqa"),
+    Output("yes/no of SLAKE: text", "<answer>yes</answer>", YES_NO, "yes", "slake"),
 )

@@ -46,6 +46,8 @@ def hub(folder: Path) -> type[http.server.BaseHTTPRequestHandler]:
             parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
             if parts[:2] == ["api", "datasets"]:
                 root, rest = folder / parts[2] / parts[3], parts[4:]
+                if not root.is_dir():
+                    return self.missing("RepoNotFound")
                 if rest[:1] == ["tree"]:
                     recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() == "true"
                     inside = root.joinpath(*rest[2:])
@@ -91,9 +93,9 @@ def hub(folder: Path) -> type[http.server.BaseHTTPRequestHandler]:
             if self.command != "HEAD":
                 self.wfile.write(data)
 
-        def missing(self) -> None:
+        def missing(self, what: str = "EntryNotFound") -> None:
             self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Error-Code", what)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -112,18 +114,25 @@ def endpoint(tmp_path):
     server.server_close()
 
 
-def asked(endpoint: str, name: str, tmp_path: Path) -> list:
-    own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    run = subprocess.run(
+def ran(endpoint: str, name: str, tmp_path: Path, offline: bool = False) -> subprocess.CompletedProcess[str]:
+    own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
         [sys.executable, "-c", PROGRAM, name, str(tmp_path / "store")],
-        env=os.environ | own,
+        env=os.environ | own | {"HF_HUB_OFFLINE": str(int(offline))},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def asked(endpoint: str, name: str, tmp_path: Path, offline: bool = False) -> list:
+    run = ran(endpoint, name, tmp_path, offline)
     assert run.returncode == 0, run.stderr
     cases: list = json.loads(run.stdout.splitlines()[-1])
     return cases
+
+
+NOWHERE = "http://127.0.0.1:9"  # a port of the system's own, where nobody listens
 
 
 def test_parquet_by_its_hub_id(endpoint, tmp_path):
@@ -132,11 +141,23 @@ def test_parquet_by_its_hub_id(endpoint, tmp_path):
     (case,) = asked(endpoint, "vqa_rad", tmp_path)
     assert case[:3] == ["vqa_rad-test-0", "yes", ["yes", "no"]]
     assert [case] == asked(endpoint, f"vqa_rad:{local}", tmp_path)
+    assert [case] == asked(NOWHERE, "vqa_rad", tmp_path, offline=True)  # out of the cache
 
 
 def test_json_and_an_archive_by_their_hub_id(endpoint, tmp_path):
     folder = tmp_path / "hub" / "BoKelvin" / "SLAKE"
     local = slake(folder, [("Is it normal?", "No", {}), ("Which is bigger, liver or spleen?", "Liver", {})])
     cases = asked(endpoint, "slake", tmp_path)
-    assert [case[1:3] for case in cases] == [["no", ["yes", "no"]], ["Liver", ["Liver", "spleen"]]]
+    assert [case[1:3] for case in cases] == [["no", ["yes", "no"]], ["liver", ["liver", "spleen"]]]
     assert cases == asked(endpoint, local, tmp_path)
+    assert cases == asked(NOWHERE, "slake", tmp_path, offline=True)
+
+
+@pytest.mark.parametrize(("name", "file"), [("vqa_rad", "data/test-*.parquet"), ("slake", "test.json")])
+def test_a_hub_that_gives_nothing(endpoint, name, file, tmp_path):
+    """There is no such data set, or nobody answers, or nobody is asked."""
+    for where, offline in ((endpoint, False), (NOWHERE, False), (NOWHERE, True)):
+        run = ran(where, name, tmp_path, offline)
+        said = run.stderr.rpartition("ValueError: ")[2]
+        assert said.startswith(f"cases: {name} needs {file} of ")
+        assert f"{name}:FOLDER" in said

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from strategies import quiet
 
 from mmedagent_graph.nodes.staff import answering
-from rl.scorers import SCORERS, Output, disagreements, lmms_eval, open_figures
+from rl.datasets import BENCHMARKS
+from rl.scorers import RULES, SCORERS, Output, disagreements, lmms_eval, open_figures
 from rl.scorers.__main__ import main
-from rl.scorers.table import verdicts
+from rl.scorers.table import disagreement_table, verdicts
 from rl.scorers.typical import TYPICAL
 from rl.store import row_of, write_traces
 
@@ -312,6 +313,46 @@ def test_disagreements_are_named_by_id():
     assert found["lmms_eval_medevalkit"] == (2, ["gained"], ["lost"])
 
 
+YES_NO_OF = {
+    # options, text, what MedEvalKit and its port make of it; the key is yes
+    "vqa_rad": (YES_NO, "<answer>A</answer>", False, False),  # asked without letters
+    "path_vqa": (YES_NO, "Yes, no doubt", False, False),
+    "omnimedvqa": (("Yes", "No"), "<answer>A</answer>", True, None),  # asked with letters, and no task of the port
+    "slake": (YES_NO, "<answer>yes</answer>", None, None),
+    None: (YES_NO, "<answer>A</answer>", False, False),
+}
+
+
+@pytest.mark.parametrize(("benchmark", "asked"), YES_NO_OF.items())
+def test_the_rule_for_yes_and_no_is_that_of_the_benchmark(benchmark, asked):
+    options, text, kit, port = asked
+    found = verdicts(Output("1", text, options, options[0], benchmark))
+    assert (found["medevalkit"], found["lmms_eval_medevalkit"]) == (kit, port)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "kit", "port"),
+    [("medxpertqa", True, None), ("mmmu_medical", None, None), ("slake", None, None), (None, True, True)],
+)
+def test_a_toolkit_is_silent_where_its_rule_is_not_known(benchmark, kit, port):
+    found = verdicts(Output("1", "B", FINDINGS, "cyst", benchmark))
+    silent = {"medevalkit": kit, "lmms_eval_medevalkit": port}
+    assert found == dict.fromkeys(SCORERS, True) | silent
+
+
+def test_rules_are_of_scorers_and_benchmarks_that_there_are():
+    assert {name for name, _ in RULES} <= set(SCORERS)
+    assert {benchmark for _, benchmark in RULES} <= set(BENCHMARKS)
+
+
+def test_no_verdict_is_neither_right_nor_wrong():
+    outputs = [Output("1", "B", FINDINGS, "cyst"), Output("2", "B", FINDINGS, "cyst", "slake")]
+    (row,) = [row for row in disagreements(outputs) if row.scorer == "medevalkit"]
+    assert (row.right, row.n, row.gained, row.lost) == (1, 1, [], [])
+    assert "| medevalkit | 100.0 (n=1) | 0 | 0 |" in disagreement_table(outputs)
+    assert "| medevalkit | - | 0 | 0 |" in disagreement_table(outputs[1:])
+
+
 def test_typical_outputs_tell_any_two_scorers_apart():
     counted = [verdicts(output) for output in TYPICAL]
     columns = {tuple(verdict[name] for verdict in counted) for name in SCORERS}
@@ -347,6 +388,15 @@ def test_stored_traces_have_a_table_for_each_file(stored, capsys):
     assert "| medvlthinker | 25.0 | 0 | 1 (c1) |" in out
     assert "| token_f1 | 0.333 |" in out  # of "left lung" 2 / 3, of the unreadable one 0
     assert "secret" not in out
+
+
+def test_stored_traces_say_their_benchmark(tmp_path, trace, capsys):
+    write_traces(tmp_path / "1.parquet", [trace(case="c1", text="B", groups={"benchmark": "slake"})])
+    main([str(tmp_path), "--list", "5"])
+    out = capsys.readouterr().out
+    assert "| strict | 100.0 | 0 | 0 |" in out
+    assert "| medevalkit | - | 0 | 0 |" in out
+    assert "| c1 |" not in out  # all that have a verdict agree
 
 
 def test_outputs_are_shown_only_when_asked_for(stored, capsys):
