@@ -9,7 +9,6 @@ list an empty list.
 """
 
 import contextlib
-import contextlib
 import itertools
 import json
 import re
