@@ -6,7 +6,7 @@
 Three evaluations of one consultation by `python -m rl.evaluate` in processes of their own, over HTTP, every model a
 stub whose answer depends on what it is asked alone:
 
-- `whole`: to its end. Memory is read at a tenth of the cases and at the end.
+- `whole`: to its end. The most memory that it has held is read at a tenth of the cases and at the end.
 - `killed`: SIGKILL after half of the cases, then the same command again.
 - `shards`: two processes, each with half of the cases.
 
@@ -22,17 +22,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.stub_server import StubServer
+from tests.stub_server import Request, StubServer
 
 OPTIONS = ["nodule", "cyst", "scar", "normal"]
 CALLS = 5
 """Of a consultation."""
 CONCURRENCY = 32
+SETTLED = 1.0
 SYSTEMS = {
     "systems": {
         "full": {
@@ -81,16 +81,14 @@ class Run:
         files = (self.out / "trials" / "cases" / "full").glob("traces*.jsonl")
         return sum(file.read_bytes().count(b"\n") for file in files)
 
-    @property
-    def memory(self) -> float:
-        """MiB that the process holds."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-    def until(self, reached: Callable[["Run"], bool]) -> None:
-        """Wait for something to come true, or the end."""
+    def until(self, reached: Callable[["Run"], bool]) -> float:
+        """Wait for something to come true, or the end; the most MiB that the process has held so far."""
+        most = 0.0
         while self.process.poll() is None and not reached(self):
+            _, held, status = Path(f"/proc/{self.process.pid}/status").read_text().partition("VmHWM:")
+            most = int(status.split()[0]) / 1024 if held else most  # one that has just ended holds nothing
             time.sleep(0.05)
+        return most
 
     def end(self) -> dict[str, Any]:
         """Wait for the end; the results."""
@@ -105,27 +103,26 @@ def measure(folder: Path, cases: int) -> dict[str, Any]:
     """The three evaluations.
 
     Returns:
-        `memory`: MiB at a tenth and just before the end; `repeated`: requests beyond `CALLS` for each case, of the run
-        that was killed, and how many were under way; `same`: whether the killed and the sharded runs have the figures
-        of the whole one.
+        `memory`: the most MiB up to a tenth of the cases, and to the end; of the run that was killed, `repeated`:
+        requests that were made again, and `lost`: those of them that had been answered `SETTLED` seconds or more before
+        the kill, long enough to be on disk; `same`: whether the killed and the sharded runs have the figures of the
+        whole one.
     """
     flags = prepare(folder, cases)
     with StubServer(says) as server:
         whole = Run(server, flags, folder / "whole")
-        whole.until(lambda run: run.done >= cases // 10)
-        memory = [whole.memory]
-        whole.until(lambda run: run.done >= cases * 19 // 20)
-        memory.append(whole.memory)
+        memory = [whole.until(lambda run: run.done >= cases // 10), whole.until(lambda _: False)]
         expected = whole.end()
         asked = len(server.requests)
     with StubServer(says) as server:
         first = Run(server, flags, folder / "killed")
         first.until(lambda run: run.done >= cases // 2)
+        killed_at = time.monotonic()
         first.process.send_signal(signal.SIGKILL)
         first.process.wait()
         kept = first.done
         killed = Run(server, flags, folder / "killed").end()
-        times = Counter((request.model, json.dumps(request.messages)) for request in server.requests)
+        asked_again = _again(server.requests)
     with StubServer(says) as server:
         shards = [Run(server, [*flags, "--shard", f"{i}/2"], folder / "shards") for i in range(2)]
         for shard in shards:
@@ -136,14 +133,27 @@ def measure(folder: Path, cases: int) -> dict[str, Any]:
         "requests": asked,
         "memory": memory,
         "kept": kept,
-        "repeated": sum(times.values()) - len(times),
-        "under_way": CONCURRENCY * 3,  # the specialists of a case are asked at the same time
+        "repeated": len(asked_again),
+        "lost": sum(one.finished is not None and one.finished < killed_at - SETTLED for one in asked_again),
         "sharded": sharded,
         "same": {
             "killed": killed == expected,
-            "shards": {**merged, "done": cases} == expected,  # a process counts its own
+            "shards": merged == expected,
         },
     }
+
+
+def _again(requests: Sequence[Request]) -> list[Request]:
+    """The first requests of those that were made again."""
+    first: dict[tuple[str, str], Request] = {}
+    again = []
+    for request in requests:
+        key = (request.model, json.dumps(request.messages))
+        if key in first:
+            again.append(first[key])
+        else:
+            first[key] = request
+    return again
 
 
 def main() -> None:
@@ -155,8 +165,9 @@ def main() -> None:
         told = measure(Path(folder), given.cases)
     early, late = told["memory"]
     print(f"{given.cases} cases, {told['requests']} requests")
-    print(f"memory at a tenth and at the end: {early:.0f} and {late:.0f} MiB ({late / early:.2f})")
-    print(f"killed at {told['kept']} cases: {told['repeated']} requests made again (under way: {told['under_way']})")
+    print(f"most memory up to a tenth and to the end: {early:.0f} and {late:.0f} MiB ({late / early:.2f})")
+    again, lost = told["repeated"], told["lost"]
+    print(f"killed at {told['kept']} cases: {again} requests were under way and made again, {lost} answers lost")
     print(f"two shards: {told['sharded']} requests")
     print(f"the same figures as of the whole run: killed {told['same']['killed']}, shards {told['same']['shards']}")
 

@@ -5,7 +5,7 @@ one set of weights, one seed and one source of cases.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -79,10 +79,10 @@ class Entry:
         means = self.means
         await self.trial.run(graph, self.cases, means.images, means.concurrency, means.budget, self.title)
 
-    def traces(self) -> list[Trace]:
+    def traces(self) -> Iterator[Trace]:
         """What is known of the cases."""
         wanted = {case.id for case in self.cases}
-        return [trace for trace in self.trial.traces() if trace.case in wanted]
+        return (trace for trace in self.trial.traces() if trace.case in wanted)
 
     def counts(self) -> dict[str, Any]:
         """Of all shards: how many of the cases are `done`, `failed` (why, in `failed_cases`), and `left`."""
