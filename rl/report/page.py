@@ -131,16 +131,12 @@ def _about(study: Study) -> dict[str, Any]:
 def _specs(study: Study, system: str) -> list[str]:
     """What a system is; where seeds have others, each with its seeds."""
     seeds: dict[str, list[int]] = {}
-    for one in study.evaluations:
-        told = ", ".join(f"{name} {_spec(value)}" for name, value in one.systems[system].items() if name != "system")
-        seeds.setdefault(f"{one.systems[system]['system']}: {told}", []).append(one.seed)
+    for seed, spec in study.specs(system).items():
+        told = ", ".join(f"{name} {tables.value_of(value)}" for name, value in spec.items() if name != "system")
+        seeds.setdefault(f"{spec['system']}: {told}", []).append(seed)
     if len(seeds) == 1:
         return list(seeds)
     return [f"seed {', '.join(map(str, known))}: {spec}" for spec, known in seeds.items()]
-
-
-def _spec(value: Any) -> str:
-    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _packages(told: Sequence[Mapping[str, str]]) -> str:

@@ -53,7 +53,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """The same systems, by name, evaluated with one seed or several, on the same cases or others."""
+    """The same systems, or one training of each for each seed, evaluated on the same cases or others."""
 
     evaluations: Sequence[Evaluation]
     """By their seeds."""
@@ -77,6 +77,10 @@ class Study:
     def seeds(self) -> list[int]:
         """All of them."""
         return sorted({evaluation.seed for evaluation in self.evaluations})
+
+    def specs(self, system: str) -> dict[int, Mapping[str, Any]]:
+        """What a system is with each seed."""
+        return {one.seed: one.systems[system] for one in self.evaluations}
 
     def results(self, cases: str, system: str) -> list[Result]:
         """What was found with each seed."""
@@ -166,17 +170,41 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def studies_of(evaluations: Sequence[Evaluation]) -> list[Study]:
-    """Evaluations of the same systems, by name, are one study, in the order of the first of each.
+    """Evaluations of the same systems are one study, in the order of the first of each.
+
+    Systems of the same names may be others with each seed, as where there is one training for each: these are one study
+    too. With one and the same seed they are different systems, and different studies.
 
     Raises:
-        ValueError: naming two folders of a study that have the same seed and cases, or other references.
+        ValueError: naming two folders that have the same seed and cases, or other references, or whose systems could be
+            of more than one study.
     """
-    together: dict[tuple[str, ...], list[Evaluation]] = {}
-    for evaluation in evaluations:
-        together.setdefault(tuple(sorted(evaluation.systems)), []).append(evaluation)
-    for group in together.values():
-        _check(group)
-    return [Study(sorted(group, key=lambda one: one.seed)) for group in together.values()]
+    same: dict[str, list[Evaluation]] = {}
+    for one in evaluations:
+        same.setdefault(json.dumps(one.systems, sort_keys=True), []).append(one)
+    named: dict[tuple[str, ...], list[list[Evaluation]]] = {}
+    for group in same.values():
+        named.setdefault(tuple(sorted(group[0].systems)), []).append(group)
+    together = [study for groups in named.values() for study in _over_seeds(groups)]
+    for study in together:
+        _check(study)
+    together.sort(key=lambda study: evaluations.index(study[0]))
+    return [Study(sorted(study, key=lambda one: one.seed)) for study in together]
+
+
+def _over_seeds(groups: Sequence[list[Evaluation]]) -> list[list[Evaluation]]:
+    """Groups of like-named systems that share no seed are taken together, where there is one way to do it."""
+    seeds = [{one.seed for one in group} for group in groups]
+    places = range(len(groups))
+    fits = [tuple(other for other in places if other == own or seeds[own].isdisjoint(seeds[other])) for own in places]
+    for own in places:
+        if apart := [other for other in fits[own] if fits[other] != fits[own]]:
+            several = ", ".join(str(groups[place][0].folder) for place in sorted({*fits[own], *fits[apart[0]]}))
+            raise ValueError(
+                f"runs: {several} name their systems alike, but these differ, and which are seeds of one cannot be "
+                "told; give only folders of one, or name the systems apart (rl.evaluate --systems) and evaluate again"
+            )
+    return [[one for place in together for one in groups[place]] for together in dict.fromkeys(fits)]
 
 
 def _check(group: Sequence[Evaluation]) -> None:
@@ -190,6 +218,6 @@ def _check(group: Sequence[Evaluation]) -> None:
         for cases in one.cases:
             if (other := measured.setdefault((one.seed, cases), one.folder)) is not one.folder:
                 raise ValueError(
-                    f"runs: {other} and {one.folder} both hold seed {one.seed} of {cases}; "
-                    "give one of them, or evaluate with another --seed"
+                    f"runs: {other} and {one.folder} both hold seed {one.seed} of {cases}, of the same systems; "
+                    "give one of them"
                 )

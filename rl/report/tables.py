@@ -123,7 +123,7 @@ def accuracy_table(studies: Sequence[Study]) -> Table:
     rows = [Row(one.label, [percent(figure) for figure in row]) for one, row in zip(systems, told, strict=True)]
     quoted, sources = _quoted([name for name, title in columns.items() if title == PAPER.get(name)], list(columns))
     heads = [Column(title, _sizes(studies, name)) for name, title in columns.items()]
-    notes = [*interval_notes(studies), *failures(systems, columns), *sources]
+    notes = [*interval_notes(studies), *pooling_notes(systems), *failures(systems, columns), *sources]
     return Table("Accuracy in %", heads, [*rows, *quoted], notes)
 
 
@@ -175,6 +175,32 @@ def interval_notes(studies: Sequence[Study]) -> list[str]:
 
 def _seeds(study: Study, cases: str) -> int:
     return sum(cases in one.cases for one in study.evaluations)
+
+
+def pooling_notes(systems: Iterable[Measured]) -> list[str]:
+    """Which rows are of another system with each seed, and what differs."""
+    notes = []
+    for one in systems:
+        specs = one.study.specs(one.system)
+        found = {
+            name: [f"{value_of(spec.get(name))} (seed {seed})" for seed, spec in specs.items()]
+            for name in dict.fromkeys(name for spec in specs.values() for name in spec)
+            if len({value_of(spec.get(name)) for spec in specs.values()}) > 1
+        }
+        if found:
+            told = "; ".join(f"{name} is {', '.join(values)}" for name, values in found.items())
+            notes.append(
+                f"{one.label} is another with each seed, such as one training for each, and its row is the mean of "
+                f"these: {told}."
+            )
+    return notes
+
+
+def value_of(value: Any) -> str:
+    """What a system's settings say, such as its doctors."""
+    if value is None:
+        return "not given"
+    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def failures(systems: Iterable[Measured], columns: Iterable[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What a report is made of, and figures over seeds, by hand."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -125,8 +126,47 @@ def test_one_seed_may_lie_in_folders_of_other_cases(tmp_path):
 
 def test_the_same_seed_twice_is_refused(tmp_path):
     folders = [write_evaluation(tmp_path / name, {"slake": {"a": result()}}) for name in ("one", "two")]
-    with pytest.raises(ValueError, match=r"one and .*two both hold seed 0 of slake"):
+    with pytest.raises(ValueError, match=r"one and .*two both hold seed 0 of slake, of the same systems; give one"):
         study(*folders)
+
+
+@pytest.fixture
+def consultations(tmp_path):
+    """What `rl.evaluate --model` leaves, whose system has the same name whoever it is; each as `MODEL SEED`."""
+
+    def make(*named):
+        folders = []
+        for place, (model, seed) in enumerate(name.split() for name in named):
+            systems = {"mmedagent": {"system": "mmedagent", "attending": model}}
+            found = {"slake": {"mmedagent": result()}}
+            folders.append(write_evaluation(tmp_path / f"{place}", found, int(seed), systems=systems))
+        return studies_of(read_runs(folders)[0])
+
+    return make
+
+
+def together(studies):
+    """The models and seeds of each study."""
+    return [[f"{one.systems['mmedagent']['attending']} {one.seed}" for one in study.evaluations] for study in studies]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["before 0", "after 0"], [["before 0"], ["after 0"]]),
+        (["before 0", "after 1", "before 1", "after 0"], [["before 0", "before 1"], ["after 0", "after 1"]]),
+        (["run-2 2", "run-0 0", "run-1 1"], [["run-0 0", "run-1 1", "run-2 2"]]),
+        (["run-1 1", "base 0", "run-0 0", "base 1"], [["run-0 0", "run-1 1"], ["base 0", "base 1"]]),
+    ],
+)
+def test_other_models_of_one_seed_are_no_seeds_of_one_system(consultations, given, expected):
+    assert together(consultations(*given)) == expected
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["base 0", "run-0 0", "run-1 1"])))
+def test_what_could_be_a_seed_of_two_is_refused_in_any_order(consultations, order):
+    with pytest.raises(ValueError, match=r"0, .*1, .*2 name their systems alike, but these differ"):
+        consultations(*order)
 
 
 def test_other_references_are_refused(tmp_path):

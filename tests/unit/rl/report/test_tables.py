@@ -148,6 +148,38 @@ def test_figures_of_fewer_cases_say_so(studies):
     assert "b on clinic: 2 cases failed and 1 were not begun; its figures are of the rest." in table.notes
 
 
+def test_models_of_one_name_have_rows_of_their_own(tmp_path):
+    folders = [
+        write_evaluation(tmp_path / name, {"c": {"mmedagent": result(value)}}, systems={"mmedagent": {"system": name}})
+        for name, value in (("before", 0.25), ("after", 0.75))
+    ]
+    table = accuracy_table(studies_of(read_runs(folders)[0]))
+    rows = {row.label: row.cells[0].value for row in table.rows}
+    assert rows == {"mmedagent (before)": "25.0", "mmedagent (after)": "75.0"}
+    assert len(table.notes) == 1, "nothing is pooled"
+
+
+def test_a_row_of_several_trainings_says_so(tmp_path):
+    def spec(seed):
+        return {
+            "system": "mmedagent",
+            "attending": f"run-{seed}",
+            "specialists": ["x", "y"],
+            **({"votes": 5} if seed else {}),
+        }
+
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"c": {"a": result(), "b": result()}}, seed,
+                         systems={"a": spec(seed), "b": {"system": "single", "model": "m"}})
+        for seed in (0, 1)
+    ]  # fmt: skip
+    notes = accuracy_table(studies_of(read_runs(folders)[0])).notes
+    assert notes[1:] == [
+        "a is another with each seed, such as one training for each, and its row is the mean of these: "
+        "attending is run-0 (seed 0), run-1 (seed 1); votes is not given (seed 0), 5 (seed 1)."
+    ]
+
+
 # The others
 
 
