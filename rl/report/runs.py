@@ -33,8 +33,12 @@ class Evaluation:
     commit: str | None
 
     def traces(self, cases: str, system: str) -> Iterator[Trace]:
-        """The consultations of a system on some cases."""
-        return Trial(self.folder / "trials" / cases / system).traces()
+        """The consultations of a system on some cases, one for each case."""
+        seen = set()
+        for trace in Trial(self.folder / "trials" / cases / system).traces():
+            if trace.case not in seen:  # another division into shards may have measured it, too
+                seen.add(trace.case)
+                yield trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,16 @@ class Study:
     def results(self, cases: str, system: str) -> list[Result]:
         """What was found with each seed."""
         return [one.results[cases][system] for one in self.evaluations if system in one.results.get(cases, {})]
+
+    def lost(self, cases: str, system: str) -> tuple[int, int]:
+        """How many of the cases failed, and how many have no result without having failed, over all seeds."""
+        failed = left = 0
+        for one in self.evaluations:
+            if result := one.results.get(cases, {}).get(system):
+                lost = result.get("failed", 0)
+                failed += lost
+                left += max(0, one.cases[cases]["cases"] - result["accuracy"]["n"] - lost)
+        return failed, left
 
     def figure(self, cases: str, system: str, *path: str) -> Figure:
         """A figure over seeds.

@@ -208,11 +208,13 @@ def failures(systems: Iterable[Measured], columns: Iterable[str]) -> list[str]:
     notes, columns = [], list(columns)
     for one in systems:
         for cases in columns:
-            told = one.study.results(cases, one.system)
-            failed, left = (sum(int(result.get(name, 0)) for result in told) for name in ("failed", "left"))
-            if failed or left:
-                short = f"{failed} cases failed and {left} were not begun"
-                notes.append(f"{one.label} on {cases}: {short}; its figures are of the rest.")
+            failed, left = one.study.lost(cases, one.system)
+            said = [f"{failed} failed"] if failed else []
+            said += [f"{left} gave no result, such as those of a shard that is not there"] if left else []
+            if said:
+                notes.append(
+                    f"{one.label} on {cases}: of its cases {', and '.join(said)}; its figures are of the rest."
+                )
     return notes
 
 

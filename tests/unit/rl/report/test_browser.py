@@ -73,6 +73,16 @@ def test_seeds_and_cases_are_drawn_from_alike(tmp_path):
     assert counts == {("x", 0): 10, ("x", 1): 10, ("y", 0): 3, ("y", 1): 3}
 
 
+def test_a_case_that_two_divisions_into_shards_have_measured_is_there_once(tmp_path):
+    folder = write_traced(tmp_path, {"c": {"a": [a_consultation(f"case-{i}") for i in range(4)]}})
+    whole = folder / "trials" / "c" / "a" / "traces.jsonl"
+    lines = whole.read_text().splitlines(keepends=True)
+    whole.with_name("traces.1-of-3.jsonl").write_text("".join(lines[1:3]))
+    found = drawn(folder)
+    assert (found.shown, found.total) == (4, 4)
+    assert sorted(trace["case"] for trace in found.data["traces"]) == [0, 1, 2, 3]
+
+
 def test_none_are_asked_for(tmp_path):
     found = drawn(write_traced(tmp_path, {"clinic": {"a": [a_consultation("one")]}}), limit=0)
     assert (found.shown, found.total) == (0, 1)

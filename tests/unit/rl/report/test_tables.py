@@ -141,11 +141,26 @@ def test_folders_of_the_same_name_are_told_apart(tmp_path):
     assert [one.label for one in found] == [f"a ({folders[0]})", f"a ({folders[1]})", "b"]
 
 
-def test_figures_of_fewer_cases_say_so(studies):
-    few = result(accuracy=figure(0.5, 0.4, 0.6, 7), failed=2, left=1)
+@pytest.mark.parametrize(
+    ("counts", "n", "said"),
+    [
+        ({"failed": 2, "left": 1}, 7, "2 failed, and 1 gave no result, such as those of a shard that is not there"),
+        ({"failed": 2}, 8, "2 failed"),
+        ({"done": 4, "left": 0}, 4, "6 gave no result, such as those of a shard that is not there"),
+        ({"done": 0, "left": 10}, 0, "10 gave no result, such as those of a shard that is not there"),
+    ],
+)
+def test_figures_of_fewer_cases_say_so(studies, counts, n, said):
+    few = result(accuracy=figure(0.5 if n else None, 0.4, 0.6, n), **counts)
     table = accuracy_table(studies({"clinic": {"a": result(), "b": few}}))
-    assert table.columns[0].about == "7 to 10 cases"
-    assert "b on clinic: 2 cases failed and 1 were not begun; its figures are of the rest." in table.notes
+    assert table.columns[0].about == f"{n} to 10 cases"
+    assert table.notes[-1] == f"b on clinic: of its cases {said}; its figures are of the rest."
+
+
+def test_a_smaller_limit_than_before_leaves_nothing_out(studies):
+    """Results of an earlier run, with more cases, are all there."""
+    notes = accuracy_table(studies({"clinic": {"a": result(accuracy=figure(0.5, 0.4, 0.6, 30))}})).notes
+    assert len(notes) == 1
 
 
 def test_models_of_one_name_have_rows_of_their_own(tmp_path):
