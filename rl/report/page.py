@@ -118,14 +118,20 @@ def _about(study: Study) -> dict[str, Any]:
     return {
         "seeds": ", ".join(map(str, study.seeds)),
         "systems": {name: _specs(study, name) for name in study.systems},
-        "cases": {
-            name: f"{about['cases']} cases, {about['skipped']} rows left out; from {about['source']}"
-            for name, about in study.cases.items()
-        },
+        "cases": {name: _cases(about) for name, about in study.cases.items()},
         "folders": [str(one.folder) for one in ours],
         "commits": sorted({one.commit or "not known" for one in ours}),
         "packages": _packages([one.versions for one in ours]),
     }
+
+
+def _cases(about: Mapping[str, Any]) -> str:
+    """Which cases they are."""
+    told = [f"{about['cases']} cases, {about['skipped']} rows left out; from {about['source']}"]
+    told += [f"split {about['split']}"] if about.get("split") else []
+    told += ["open questions, too"] if about.get("free_text") == "grade" else []
+    told += [f"only the first {about['limit']}"] if about.get("limit") else []
+    return "; ".join(told)
 
 
 def _specs(study: Study, system: str) -> list[str]:

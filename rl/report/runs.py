@@ -7,14 +7,19 @@ seed's figure with the interval that its evaluation gave it.
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl.cohort import CLINIC
+from rl.datasets import BENCHMARKS, is_benchmark
 from rl.statistics import NOTHING, Figure, over_seeds, p_over_seeds
 from rl.traces import Trace
 from rl.trials import Trial
 
+NAME = re.compile(r"\w[\w.+-]*")
+"""Of a system or of cases: it is a part of a path, and begins no formula where a spreadsheet reads the table."""
 Result = Mapping[str, Any]
 """What `evaluation.json` says of one system on some cases."""
 
@@ -117,13 +122,13 @@ class Study:
     def p(self, cases: str, system: str) -> float | None:
         """That the system is as often right as the reference: McNemar's test, or over seeds Student's t.
 
-        None for the reference itself, and where the seeds' differences are all the same.
+        None for the reference itself, where no case is of both, and where the seeds' differences are all the same.
         """
-        compared = [told for result in self.results(cases, system) if (told := result["against_reference"])]
+        told = [result["against_reference"] for result in self.results(cases, system)]
+        compared = [one for one in told if one and one["difference"]["n"]]  # on no case of both nothing is compared
         if len(compared) == 1:
             return float(compared[0]["p"])
-        differences = [told["difference"]["value"] for told in compared]
-        return p_over_seeds([difference for difference in differences if difference is not None])
+        return p_over_seeds([one["difference"]["value"] for one in compared])
 
 
 def figure_at(result: Result, path: Sequence[str]) -> Figure:
@@ -170,6 +175,12 @@ def _evaluation(folder: Path) -> Evaluation:
     if missing := [name for name in names if name not in told]:
         raise ValueError(f"runs: {folder / 'evaluation.json'} lacks {', '.join(missing)}; evaluate again")
     known = {name: told[name] for name in names}
+    for name in map(str, (*told["systems"], *told["cases"], told["reference"])):
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"runs: {folder / 'evaluation.json'} has the name {name!r}; names are letters, digits and . + - _, and "
+                "begin with a letter, a digit or _"
+            )
     return Evaluation(folder, **known, versions=told.get("versions", {}), commit=told.get("commit"))
 
 
@@ -190,9 +201,10 @@ def studies_of(evaluations: Sequence[Evaluation]) -> list[Study]:
     too. With one and the same seed they are different systems, and different studies.
 
     Raises:
-        ValueError: naming two folders that have the same seed and cases, or other references, or whose systems could be
-            of more than one study.
+        ValueError: naming two folders that have the same seed and cases, or other references, or other cases of the
+            same name, or whose systems could be of more than one study.
     """
+    _check_cases(evaluations)
     same: dict[str, list[Evaluation]] = {}
     for one in evaluations:
         same.setdefault(json.dumps(one.systems, sort_keys=True), []).append(one)
@@ -219,6 +231,32 @@ def _over_seeds(groups: Sequence[list[Evaluation]]) -> list[list[Evaluation]]:
                 "told; give only folders of one, or name the systems apart (rl.evaluate --systems) and evaluate again"
             )
     return [[one for place in together for one in groups[place]] for together in dict.fromkeys(fits)]
+
+
+def choice(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Which cases these are, as far as it is known; a benchmark is the same from the hub and from a local copy."""
+    told = {name: about[name] for name in ("source", "split", "free_text", "limit") if name in about}
+    if is_benchmark(told["source"]):
+        told["source"] = told["source"].partition(":")[0]
+        if "split" in told:
+            told["split"] = told["split"] or next(iter(BENCHMARKS[told["source"]].splits))
+    elif told["source"] != CLINIC:
+        told["source"] = str(Path(told["source"]).resolve())
+    return told
+
+
+def _check_cases(evaluations: Sequence[Evaluation]) -> None:
+    """A column of a table is of the same cases."""
+    known: dict[tuple[str, str], tuple[Path, Any]] = {}
+    for one in evaluations:
+        for cases, about in one.cases.items():
+            for name, value in choice(about).items():
+                folder, other = known.setdefault((cases, name), (one.folder, value))
+                if other != value:
+                    raise ValueError(
+                        f"runs: {cases} in {folder} and {cases} in {one.folder} are different cases: {name} {other!r} "
+                        f"and {value!r}; make a report of each, or evaluate one again under another name"
+                    )
 
 
 def _check(group: Sequence[Evaluation]) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from rl.curriculum import TIERS
-from rl.datasets import is_benchmark
+from rl.datasets import BENCHMARKS, is_benchmark
 from rl.report.numbers import Cell, p_value, percent, plain
-from rl.report.runs import Study
+from rl.report.runs import Study, choice
 from rl.statistics import CONFIDENCE, DRAWS, Figure
 
 PAPER = {
@@ -121,9 +121,16 @@ def accuracy_table(studies: Sequence[Study]) -> Table:
     systems = measured(studies)
     told = [[one.figure(cases, "accuracy") for cases in columns] for one in systems]
     rows = [Row(one.label, [percent(figure) for figure in row]) for one, row in zip(systems, told, strict=True)]
-    quoted, sources = _quoted([name for name, title in columns.items() if title == PAPER.get(name)], list(columns))
+    papers = {name: unlike_papers(studies, name) for name, title in columns.items() if title == PAPER.get(name)}
+    quoted, sources = _quoted([name for name, why in papers.items() if not why], list(columns))
+    unlike = [
+        f"Of {columns[name]} no paper is quoted: here it is {why}, and the papers' figures are of the closed questions "
+        "of the whole test split."
+        for name, why in papers.items()
+        if why
+    ]
     heads = [Column(title, _sizes(studies, name)) for name, title in columns.items()]
-    notes = [*interval_notes(studies), *pooling_notes(systems), *failures(systems, columns), *sources]
+    notes = [*interval_notes(studies), *pooling_notes(systems), *failures(systems, columns), *unlike, *sources]
     return Table("Accuracy in %", heads, [*rows, *quoted], notes)
 
 
@@ -153,6 +160,18 @@ def _quoted(benchmarks: Sequence[str], columns: Sequence[str]) -> tuple[list[Row
                 "perhaps other cases. Not comparable with the rows above."
             )
     return rows, sources
+
+
+def unlike_papers(studies: Sequence[Study], benchmark: str) -> str:
+    """How the cases are chosen, where it is not as the papers do it; what is not known counts as if it were."""
+    chosen = [choice(study.cases[benchmark]) for study in studies if benchmark in study.cases]
+    default = next(iter(BENCHMARKS[benchmark].splits))
+    told = [
+        *(f"split {one['split']}" for one in chosen if one.get("split", default) != default),
+        *("open questions, too" for one in chosen if one.get("free_text", "skip") != "skip"),
+        *(f"the first {one['limit']} cases" for one in chosen if one.get("limit")),
+    ]
+    return ", ".join(dict.fromkeys(told))
 
 
 def interval_notes(studies: Sequence[Study]) -> list[str]:

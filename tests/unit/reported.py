@@ -58,9 +58,10 @@ def write_evaluation(
     results: Mapping[str, Mapping[str, Mapping[str, Any]]],
     seed: int = 0,
     sources: Mapping[str, str] | None = None,
+    chosen: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Path:
-    """A folder whose `evaluation.json` says this of its systems on some cases."""
+    """A folder whose `evaluation.json` says this of its systems on some cases, which were chosen so."""
     folder.mkdir(parents=True, exist_ok=True)
     systems = dict.fromkeys(system for found in results.values() for system in found)
     report = {
@@ -68,7 +69,12 @@ def write_evaluation(
         "reference": next(iter(systems)),
         "systems": {name: {"system": "single", "model": f"clinic:{name}"} for name in systems},
         "cases": {
-            name: {"source": (sources or {}).get(name, f"{name}.jsonl"), "cases": 10, "skipped": 0} for name in results
+            name: {
+                "source": (sources or {}).get(name, name if name == "clinic" else f"{name}.jsonl"),
+                **{"cases": 10, "skipped": 0, "split": None, "free_text": "skip", "limit": None},
+                **(chosen or {}),
+            }
+            for name in results
         },
         "results": results,
         "versions": {"torch": "2.13.0"},

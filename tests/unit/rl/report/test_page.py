@@ -92,6 +92,12 @@ def test_it_says_what_was_run_and_what_it_is_not(tmp_path):
     assert "<title>Consultations on clinic</title>" in page
 
 
+def test_it_says_which_cases_were_chosen(tmp_path):
+    chosen = {"split": "train", "free_text": "grade", "limit": 50}
+    page = read(main([str(write_evaluation(tmp_path, {"own": {"a": result()}}, chosen=chosen))]))
+    assert "10 cases, 0 rows left out; from own.jsonl; split train; open questions, too; only the first 50<" in page
+
+
 def test_other_specs_of_a_seed_are_told(tmp_path):
     folders = [
         write_evaluation(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,12 @@ def test_p_over_seeds_is_students(seeds):
     assert seeds(*[found[0]] * 3).p("slake", "b") is None, "no spread, no test"
 
 
+def test_a_system_without_a_result_is_not_compared(seeds):
+    nothing = result(against_reference={"difference": figure(None, n=0), "only_first": 0, "only_second": 0, "p": 1.0})
+    assert seeds(nothing).p("slake", "b") is None
+    assert seeds(nothing, result(against_reference=told(0.1, 0.25))).p("slake", "b") == 0.25
+
+
 def test_other_systems_are_another_study(tmp_path):
     one = write_evaluation(tmp_path / "one", {"slake": {"a": result(), "b": result()}})
     two = write_evaluation(tmp_path / "two", {"slake": {"a": result()}}, seed=1)
@@ -174,3 +181,78 @@ def test_other_references_are_refused(tmp_path):
     folders = [write_evaluation(tmp_path / name, found, seed, reference=name) for seed, name in enumerate("ab")]
     with pytest.raises(ValueError, match=r"compares with 'a', and .* with 'b'"):
         study(*folders)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        ("slake", "mine/slake.jsonl", r"source 'slake' and '/.*mine/slake.jsonl'"),
+        ("siteA/slake.jsonl", "siteB/slake.jsonl", r"source '/.*siteA/slake.jsonl' and '/.*siteB/slake.jsonl'"),
+    ],
+)
+@pytest.mark.parametrize("systems", ["aa", "ab"])
+def test_other_cases_of_the_same_name_are_no_column(tmp_path, one, two, said, systems):
+    """Neither as two seeds of one system, nor as two systems."""
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"slake": {system: result()}}, seed, {"slake": source})
+        for seed, (source, system) in enumerate(zip((one, two), systems, strict=True))
+    ]
+    with pytest.raises(ValueError, match=rf"slake in .*0 and slake in .*1 are different cases: {said}"):
+        studies_of(read_runs(folders)[0])
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [("slake", "slake:/data/SLAKE"), ("x/../slake.jsonl", "slake.jsonl"), ("clinic", "clinic")]
+)
+def test_the_same_cases_may_be_named_in_several_ways(tmp_path, one, two):
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"slake": {"a": result()}}, seed, {"slake": source})
+        for seed, source in enumerate((one, two))
+    ]
+    assert study(*folders).seeds == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        ({}, {"split": "train"}, "split 'test' and 'train'"),
+        ({"free_text": "grade"}, {}, "free_text 'grade' and 'skip'"),
+        ({"limit": 50}, {}, "limit 50 and None"),
+    ],
+)
+def test_seeds_of_other_choices_of_cases_are_refused(tmp_path, one, two, said):
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"slake": {"a": result()}}, seed, {"slake": "slake"}, chosen)
+        for seed, chosen in enumerate((one, two))
+    ]
+    with pytest.raises(ValueError, match=said):
+        study(*folders)
+
+
+def test_the_default_split_may_be_named_or_not_be_known(tmp_path):
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"slake": {"a": result()}}, seed, {"slake": "slake"}, {"split": split})
+        for seed, split in enumerate((None, "test", None))
+    ]
+    said = json.loads((folders[2] / "evaluation.json").read_text())
+    said["cases"]["slake"] = {"source": "slake", "cases": 10, "skipped": 0}
+    (folders[2] / "evaluation.json").write_text(json.dumps(said))
+    assert study(*folders).seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+a", "-a", "@a", "../../elsewhere", "a/b", "a b", "", ".hidden", "a\n"])
+def test_a_name_that_is_a_formula_or_a_path_is_refused(tmp_path, name):
+    for found, fields in (
+        ({"slake": {name: result()}}, {}),
+        ({name: {"a": result()}}, {}),
+        ({"slake": {"a": result()}}, {"reference": name}),
+    ):
+        folder = write_evaluation(tmp_path, found, **fields)
+        with pytest.raises(ValueError, match=f"has the name {re.escape(repr(name))}; names are letters"):
+            read_runs([folder])
+
+
+def test_names_that_an_evaluation_gives_are_taken(tmp_path):
+    names = ["mmedagent", "qwen2.5-vl_7B+lora", "7b", "_x", "画像"]
+    (evaluation,), _ = read_runs([write_evaluation(tmp_path, {name: {name: result()} for name in names})])
+    assert list(evaluation.systems) == names

@@ -1,6 +1,7 @@
 """The tables, and what other programs get of them."""
 
 import csv
+import dataclasses
 import io
 import re
 
@@ -125,6 +126,28 @@ def test_a_file_that_is_named_as_a_benchmark_is_none(studies):
     table = accuracy_table(studies({"slake": {"a": result()}}, sources={"slake": "mine/slake.jsonl"}))
     assert [column.title for column in table.columns] == ["slake"]
     assert [row.label for row in table.rows] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "why"),
+    [
+        ({"split": "train"}, "split train"),
+        ({"free_text": "grade"}, "open questions, too"),
+        ({"limit": 50, "split": "validation"}, "split validation, the first 50 cases"),
+    ],
+)
+def test_no_paper_is_quoted_for_other_cases_than_its_own(studies, chosen, why):
+    table = accuracy_table(studies({"slake": {"a": result()}}, sources={"slake": "slake"}, chosen=chosen))
+    assert [row.label for row in table.rows] == ["a"]
+    assert table.notes[1:] == [
+        f"Of SLAKE no paper is quoted: here it is {why}, and the papers' figures are of the closed questions of the "
+        "whole test split."
+    ]
+
+
+def test_papers_are_quoted_where_their_split_is_named(studies):
+    table = accuracy_table(studies({"slake": {"a": result()}}, sources={"slake": "slake"}, chosen={"split": "test"}))
+    assert "GPT-4o" in [row.label for row in table.rows]
 
 
 def test_systems_of_the_same_name_are_told_apart(studies):
@@ -265,7 +288,8 @@ def test_the_notes_say_which_test_it_is(studies):
 
 
 def test_csv_has_what_the_table_has(studies):
-    table = accuracy_table(studies({"slake": {'a"b,c': result(0.5)}}, sources={"slake": "slake"}))
+    table = accuracy_table(studies({"slake": {"a": result(0.5)}}, sources={"slake": "slake"}))
+    table = dataclasses.replace(table, rows=[dataclasses.replace(table.rows[0], label='a"b,c'), *table.rows[1:]])
     rows = list(csv.reader(io.StringIO(csv_of(table))))
     assert rows[0] == ["system", "quoted", "SLAKE", "SLAKE low", "SLAKE high"]
     assert rows[1] == ['a"b,c', "no", "50.0", "40.0", "60.0"]
