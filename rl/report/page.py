@@ -47,12 +47,18 @@ def write_report(studies: Sequence[Study], trainings: Sequence[Training], out: P
         table = tables.accuracy_table(studies)
         files = {"csv": csv_of(table), "tex": latex_of(table)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(studies, trainings, limit, {out.with_suffix(f".{end}").name: files[end] for end in files}),
-                   encoding="utf-8")  # fmt: skip
     beside = {end: out.with_suffix(f".{end}") for end in files}
+    _write(out, page(studies, trainings, limit, {path.name: files[end] for end, path in beside.items()}))
     for end, path in beside.items():
-        path.write_text(files[end], encoding="utf-8")
+        _write(path, files[end])
     return Written(out, beside.get("csv"), beside.get("tex"))
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it, or what was there before stays; half of a surrogate pair, of which there is no UTF-8, becomes `?`."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(text, encoding="utf-8", errors="replace")
+    unfinished.replace(path)
 
 
 def page(studies: Sequence[Study], trainings: Sequence[Training], limit: int, downloads: Mapping[str, str]) -> str:
@@ -77,7 +83,7 @@ def page(studies: Sequence[Study], trainings: Sequence[Training], limit: int, do
         trainings=[_training(training) for training in trainings],
         made={"mmedagent-graph": version("mmedagent-graph"), "Python": platform.python_version()},
         table_of=tables.accuracy_table(studies) if studies else None,
-        downloads={name: f"data:text/plain;charset=utf-8,{quote(text)}" for name, text in downloads.items()},
+        downloads={name: _link(text) for name, text in downloads.items()},
         details=_details(systems, columns),
         notes=tables.detail_notes(studies),
         shelves=[*shelves(systems, columns), *(training_shelf(training) for training in trainings)],
@@ -86,6 +92,11 @@ def page(studies: Sequence[Study], trainings: Sequence[Training], limit: int, do
         references=tables.references_of(systems),
         traces=Markup(as_json(found.data)),
     )
+
+
+def _link(text: str) -> str:
+    """What saves a text as a file."""
+    return f"data:text/plain;charset=utf-8,{quote(text, errors='replace')}"
 
 
 def _policy(css: str, script: str) -> str:

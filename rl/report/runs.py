@@ -191,7 +191,9 @@ def _json(path: Path) -> dict[str, Any]:
         raise ValueError(f"runs: {path} cannot be read ({error}); run its command again") from error
     if not isinstance(told, dict):
         raise ValueError(f"runs: {path} is no JSON object; run its command again")
-    return told
+    # A label may hold half of a surrogate pair, which neither a plot nor a file can.
+    whole: dict[str, Any] = json.loads(json.dumps(told, ensure_ascii=False).encode(errors="replace"))
+    return whole
 
 
 def studies_of(evaluations: Sequence[Evaluation]) -> list[Study]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reported import EVIL, a_consultation, picture, write_traced, write_training
+from reported import EVIL, HALF, a_consultation, picture, write_traced, write_training
 
 from rl.report.__main__ import main
 
@@ -221,7 +221,7 @@ def test_hostile_text_stays_text(read):
     for call in reader.page.locator(".call > summary").all():
         call.click()
     said = reader.page.locator("#list").text_content()
-    assert said.count(EVIL) > 20
+    assert said.count(EVIL.removesuffix(HALF)) > 20
     turned = "[...document.querySelectorAll('#list *')].filter((element) => [...element.childNodes].some("
     turned += "(node) => node.nodeType === 3 && node.data.includes('\u202e')) && !element.closest('[dir=auto]')).length"
     assert reader.page.evaluate(turned) == 0, "writing that is turned stays by itself"

@@ -15,7 +15,10 @@ from rl.statistics import compare
 from rl.store import row_of, write_traces
 from rl.traces import NodeCall, Trace
 
-EVIL = '</script><img src=x onerror="window.harmed=1"><script>window.harmed=1</script>{{7*7}}<!--\'&\u202e\u2028'
+EVIL = '</script><img src=x onerror="window.harmed=1"><script>window.harmed=1</script>{{7*7}}<!--\'&\u202e\u2028\ud83d'
+"""What ends a script, begins a tag, turns the direction of writing, ends a line, and is half of a surrogate pair."""
+HALF = "\ud83d"
+"""The last of these, which no file of UTF-8 can hold."""
 Told = Mapping[str, Mapping[str, Sequence[Trace]]]
 """Traces by the cases' name and the system's."""
 

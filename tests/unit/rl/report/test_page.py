@@ -4,10 +4,11 @@ import base64
 import hashlib
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from markupsafe import escape
-from reported import EVIL, a_consultation, picture, result, write_evaluation, write_traced, write_training
+from reported import EVIL, HALF, a_consultation, picture, result, write_evaluation, write_traced, write_training
 
 from rl.report.__main__ import main
 from rl.report.page import DISCLAIMER
@@ -62,6 +63,32 @@ def test_what_is_said_is_text(run):
     assert not [name for _, attrs in tags.found for name in attrs if name.startswith("on") or name == "style"]
     assert page.count("{{7*7}}") > 20, "no template is made of it"
     assert "&lt;/script&gt;" in page
+
+
+def test_half_a_surrogate_pair_is_no_crash(tmp_path):
+    """In what a model said, in a label that is drawn, and in the folder's name."""
+    folder = tmp_path / "run-\udcff"  # a byte that is no UTF-8
+    traces = [a_consultation(f"one-{HALF}", said=HALF, specialty=f"Surgeon {HALF}")]
+    write_traced(folder, {"clinic": {"a": traces}}, commit=HALF)
+    written = main([str(folder), "--out", str(tmp_path / "report.html")])
+    page = read(written)
+    assert "\\ud83d" in page, "the traces tell it"
+    assert "Surgeon ?" in page
+    assert "run-?</dd>" in page
+
+
+def test_a_page_that_cannot_be_made_leaves_the_one_before(tmp_path, monkeypatch):
+    run = str(write_evaluation(tmp_path, {"clinic": {"a": result()}}))
+    before = read(main([run]))
+
+    def full(path, *_, **__):
+        path.touch()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        main([run])
+    assert (tmp_path / "report.html").read_text() == before
 
 
 def test_nothing_is_asked_of_anybody(run):
