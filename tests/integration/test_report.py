@@ -212,6 +212,33 @@ def test_a_trace_with_the_keyboard_alone(read):
     assert trace.locator("pre").first.inner_text() == "I see it."
 
 
+def test_who_was_not_asked_is_nobody_and_not_wrong(browser, tmp_path):
+    nobody, unread, none = (
+        a_consultation(name, referral=referral)
+        for name, referral in (
+            ("nobody", {"specialty": None, "reasoning": "Too plain."}),
+            ("unread", {"specialty": None, "reasoning": "Hm."}),
+            ("none", None),
+        )
+    )
+    for trace in (nobody, none):
+        trace.calls = [call for call in trace.calls if call.node != "triage"]
+    folder = write_traced(tmp_path, {"clinic": {"a": [nobody, unread, none]}})
+    page = browser.new_page(offline=True)
+    page.goto(main([str(folder)]).html.as_uri())
+    assert page.locator("[name=specialty] option").all_text_contents() == ["all", "nobody", "unread"]
+    said = {}
+    for trace in page.locator(".trace").all():
+        trace.locator("summary").first.click()
+        trace.locator(".body").wait_for()
+        said[trace.locator(".facts .said").first.text_content()] = trace.locator(".body").inner_text()
+    page.close()
+    assert "Referral\n\nnobody\n\nToo plain." in said["nobody"]
+    assert "unreadable" not in said["nobody"]
+    assert "Referral\n\nunreadable ✗ wrong" in said["unread"]
+    assert "Referral" not in said["none"]
+
+
 def test_hostile_text_stays_text(read):
     reader = read(PHONE)
     assert reader.choose(q="onerror") == 2

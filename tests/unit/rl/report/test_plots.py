@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from reported import EVIL, HALF, figure, result, write_evaluation, write_training
 from strategies import quiet
 
-from rl.report.plots import bins, confusions, error, referrals, reliability, risks, shelves, tiers, training_shelf
+from rl.report.plots import (
+    bins,
+    confusions,
+    error,
+    referrals,
+    reliability,
+    risks,
+    shelves,
+    style,
+    tiers,
+    training_shelf,
+)
 from rl.report.runs import read_runs, studies_of
 from rl.report.svg import drawing, svg_of
 from rl.report.tables import columns_of, measured
@@ -79,6 +90,14 @@ def test_a_plot_says_what_it_shows(systems):
     (one, *_), _ = systems(a=sure)
     said = reliability([one], "clinic", "clinic").about
     assert said == "a: expected calibration error 0.000, 0.50 right at confidence 0.50, 1.00 right at confidence 1.00."
+
+
+def test_no_two_systems_look_alike(systems):
+    there, _ = systems(**{f"system-{n}": result() for n in range(14)})
+    looks = [style(there, one) for one in there]
+    assert len({(look["color"], look["marker"]) for look in looks}) == 14
+    for name in ("color", "marker"):
+        assert len({look[name] for look in looks[:6]}) == 6, "few differ in both"
 
 
 def test_shelves_without_plots_are_left_out(systems):
