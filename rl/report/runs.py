@@ -106,18 +106,27 @@ class Study:
         return failed, left
 
     def figure(self, cases: str, system: str, *path: str) -> Figure:
-        """A figure over seeds.
+        """A figure over seeds; one that a single seed knows is that seed's, with its own interval.
 
         Args:
             cases: their name.
             system: its name.
             path: where `rl.figures.figures` has it, such as `by`, `tier`, `hard`.
         """
-        found = [figure_at(result, path) for result in self.results(cases, system)]
-        known = [figure for figure in found if figure.value is not None]
+        known = self.known(cases, system, *path)
         if len(known) < 2:
             return known[0] if known else NOTHING
-        return over_seeds([figure.value for figure in known if figure.value is not None])
+        values = [figure.value for figure in known if figure.value is not None]
+        return _possible(over_seeds(values, known if self.same_cases(cases) else None), path)
+
+    def known(self, cases: str, system: str, *path: str) -> list[Figure]:
+        """The figure of each seed that knows it."""
+        found = [figure_at(result, path) for result in self.results(cases, system)]
+        return [figure for figure in found if figure.value is not None]
+
+    def same_cases(self, cases: str) -> bool:
+        """Whether all seeds were measured on the same cases; the clinic draws others with each."""
+        return bool(self.cases[cases]["source"] != CLINIC)
 
     def p(self, cases: str, system: str) -> float | None:
         """That the system is as often right as the reference: McNemar's test, or over seeds Student's t.
@@ -139,6 +148,14 @@ def figure_at(result: Result, path: Sequence[str]) -> Figure:
     if isinstance(told, Mapping):
         return Figure(**told)
     return NOTHING if told is None else Figure(float(told), None, None, 1)
+
+
+def _possible(figure: Figure, path: Sequence[str]) -> Figure:
+    """A figure whose interval ends where its values do: shares at 0 and 1, their differences at -1 and 1."""
+    if figure.low is None or figure.high is None or path[0] == "cost":
+        return figure
+    least = -1.0 if path[0] == "against_reference" else 0.0
+    return dataclasses.replace(figure, low=max(least, figure.low), high=min(1.0, figure.high))
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Evaluation], list[Training]]:

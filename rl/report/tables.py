@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rl.cohort import CLINIC
 from rl.curriculum import TIERS
 from rl.datasets import BENCHMARKS, is_benchmark
 from rl.report.numbers import Cell, p_value, percent, plain
@@ -42,6 +43,11 @@ MAJORITY_NOTE = (
 COST_NOTE = (
     "Seconds are of all calls together, whether or not they ran at the same time. Calls that a cache has spared count "
     "as if they were made."
+)
+SEEDS_NOTE = (
+    "A figure that one seed alone knows has that seed's interval. Those of what a case costs are by Student's t over "
+    "the seeds. Where all seeds are of the same cases, that test asks whether other runs would differ, too, on these "
+    "cases, and knows nothing of others: where it and the interval of a difference disagree, believe the interval."
 )
 GROUPS = 10
 """At most so many columns of groups."""
@@ -130,7 +136,7 @@ def accuracy_table(studies: Sequence[Study]) -> Table:
         if why
     ]
     heads = [Column(title, _sizes(studies, name)) for name, title in columns.items()]
-    notes = [*interval_notes(studies), *pooling_notes(systems), *failures(systems, columns), *unlike, *sources]
+    notes = [*interval_notes(systems), *pooling_notes(systems), *failures(systems, columns), *unlike, *sources]
     return Table("Accuracy in %", heads, [*rows, *quoted], notes)
 
 
@@ -174,26 +180,35 @@ def unlike_papers(studies: Sequence[Study], benchmark: str) -> str:
     return ", ".join(dict.fromkeys(told))
 
 
-def interval_notes(studies: Sequence[Study]) -> list[str]:
+def interval_notes(systems: Sequence[Measured]) -> list[str]:
     """What the intervals are."""
-    several = [study for study in studies for cases in study.cases if _seeds(study, cases) > 1]
-    single = [study for study in studies for cases in study.cases if _seeds(study, cases) == 1]
-    seeds = sorted({seed for study in several for seed in study.seeds})
+    known = [
+        (one.study, cases, len(one.study.known(cases, one.system, "accuracy")))
+        for one in systems
+        for cases in one.study.cases
+    ]
+    several = [(study, cases) for study, cases, seeds in known if seeds > 1]
     level = f"{CONFIDENCE:.0%}"
-    over = (
-        f"Each figure is the mean over all seeds ({', '.join(map(str, seeds))}) with its {level} interval over seeds, "
-        "by Student's t."
-    )
-    once = (
-        f"Intervals are at {level}, by bootstrap over images ({DRAWS:,} resamples): questions about one image stand "
-        "and fall together."
-    )
-    notes = [over] if several else []
-    return [*notes, f"Where there is one seed: {once[0].lower()}{once[1:]}" if several else once] if single else notes
+    resampled = f"by bootstrap over images ({DRAWS:,} resamples): questions about one image stand and fall together."
+    notes = []
+    if several:
+        seeds = ", ".join(map(str, sorted({seed for study, _ in several for seed in study.seeds})))
+        notes.append(f"Each figure is the mean over all seeds ({seeds}) with its {level} interval. {_over(several)}")
+    if any(seeds == 1 for *_, seeds in known):
+        once = f"ntervals are at {level}, {resampled}"
+        notes.append(f"Where there is one seed: i{once}" if several else f"I{once}")
+    return notes
 
 
-def _seeds(study: Study, cases: str) -> int:
-    return sum(cases in one.cases for one in study.evaluations)
+def _over(several: Iterable[tuple[Study, str]]) -> str:
+    """What intervals over seeds are of."""
+    kinds = {study.same_cases(cases) for study, cases in several}
+    same = (
+        "All seeds are of the same cases, so that it is of other runs, by Student's t over the seeds, and of other "
+        "cases, by bootstrap over images: the root of the sum of both squares."
+    )
+    fresh = f"Of {CLINIC} each seed has cases of its own, so that it is by Student's t over the seeds."
+    return " ".join([same] * (True in kinds) + [fresh] * (False in kinds))
 
 
 def pooling_notes(systems: Iterable[Measured]) -> list[str]:
@@ -319,7 +334,7 @@ def references_of(systems: Sequence[Measured]) -> str:
 
 def detail_notes(studies: Sequence[Study]) -> list[str]:
     """What the columns of the further tables are."""
-    several = any(_seeds(study, cases) > 1 for study in studies for cases in study.cases)
+    several = any(len(study.results(cases, study.reference)) > 1 for study in studies for cases in study.cases)
     test = "Student's t over the seeds, where there are several, or else by " if several else ""
     difference = f"Difference is of accuracy, on the cases of both; p is by {test}McNemar's exact test."
-    return [MAJORITY_NOTE, f"{difference} {COST_NOTE}"]
+    return [MAJORITY_NOTE, f"{difference} {COST_NOTE}", *([SEEDS_NOTE] if several else [])]

@@ -67,11 +67,29 @@ def test_one_seed_keeps_its_own_interval(seeds):
 
 
 def test_several_seeds_are_their_mean_with_students_t(seeds):
-    found = seeds(result(0.5), result(0.9), result(0.7)).figure("slake", "b", "accuracy")
-    half = 4.302653 * 0.2 / math.sqrt(3)  # t(0.975, 2 degrees), and a standard deviation of 0.2
+    found = seeds(result(0.65), result(0.75), result(0.7), cases="clinic").figure("clinic", "b", "accuracy")
+    half = 4.302653 * 0.05 / math.sqrt(3)  # t(0.975, 2 degrees), and a standard deviation of 0.05
     assert found.value == pytest.approx(0.7), "not the best"
-    assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half))
+    assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half)), "the clinic's cases are others each time"
     assert found.n == 3
+
+
+def test_seeds_of_the_same_cases_have_the_interval_of_the_cases_too(seeds):
+    found = seeds(result(0.65), result(0.75), result(0.7)).figure("slake", "b", "accuracy")
+    half = math.hypot(4.302653 * 0.05 / math.sqrt(3), 0.1)  # each seed's own is from 0.4 to 0.6
+    assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half))
+
+
+def test_intervals_end_where_values_do(seeds):
+    def found(difference):
+        return result(0.5, cost={"calls": 5 + 100 * difference}, against_reference=told(difference, 0.5))
+
+    several = seeds(found(-0.9), found(-0.1), found(0.9))
+    difference = several.figure("slake", "b", "against_reference", "difference")
+    assert (difference.low, difference.high) == (-1.0, 1.0)
+    assert several.figure("slake", "b", "cost", "calls").low < -1
+    within = seeds(found(-0.05), found(0.0)).figure("slake", "b", "against_reference", "difference")
+    assert -1 < within.low < 0 < within.high < 1
 
 
 def test_a_mean_without_an_interval_gets_one_over_seeds(seeds):

@@ -82,12 +82,27 @@ def test_a_row_for_each_system_with_its_interval(studies):
     assert "bootstrap over images" in table.notes[0]
 
 
+FRESH = "Of clinic each seed has cases of its own, so that it is by Student's t over the seeds."
+SAME = "All seeds are of the same cases, so that it is of other runs, by Student's t over the seeds, and of other cases"
+
+
 def test_over_seeds_the_note_says_so(studies):
-    told = accuracy_table(studies(({"clinic": {"a": result(0.4)}}, 7), ({"clinic": {"a": result(0.6)}}, 3)))
-    assert told.rows[0].cells[0].value == "50.0"
-    assert told.notes == [
-        "Each figure is the mean over all seeds (3, 7) with its 95% interval over seeds, by Student's t."
-    ]
+    found = studies(({"clinic": {"a": result(0.4)}}, 7), ({"clinic": {"a": result(0.6)}}, 3))
+    table = accuracy_table(found)
+    assert table.rows[0].cells[0] == Cell("50.0", "0.0", "100.0"), "shares end at 0 and 1"
+    assert table.notes == [f"Each figure is the mean over all seeds (3, 7) with its 95% interval. {FRESH}"]
+
+
+def test_over_seeds_on_the_same_cases_the_note_says_so(studies):
+    both = {"clinic": {"a": result(0.5)}, "own": {"a": result(0.5)}}
+    (note,) = accuracy_table(studies((both, 0), (both, 1))).notes
+    assert SAME in note
+    assert note.endswith(FRESH)
+    own = {"own": {"a": result(0.5)}}
+    table = accuracy_table(studies((own, 0), (own, 1)))
+    assert table.rows[0].cells[0] == Cell("50.0", "40.0", "60.0"), "not of no width, where nothing differs"
+    assert SAME in table.notes[0]
+    assert FRESH not in table.notes[0]
 
 
 def test_where_some_have_one_seed_both_notes_are_there(studies):
@@ -95,6 +110,15 @@ def test_where_some_have_one_seed_both_notes_are_there(studies):
     over, once = accuracy_table(found).notes
     assert "seeds (0, 1)" in over
     assert once.startswith("Where there is one seed: intervals are at 95%, by bootstrap")
+
+
+def test_a_figure_that_one_seed_alone_knows_is_not_said_to_be_over_seeds(studies):
+    found = studies({"own": {"a": result(0.5)}}, ({"own": {"a": result(accuracy=figure(None, n=0))}}, 1))
+    table = accuracy_table(found)
+    assert table.rows[0].cells[0] == Cell("50.0", "40.0", "60.0")
+    once, missing = table.notes
+    assert once.startswith("Intervals are at 95%, by bootstrap over images")
+    assert missing.startswith("a on own: of its cases 10 gave no result")
 
 
 def test_papers_are_quoted_under_their_benchmarks_only(studies):
@@ -282,6 +306,7 @@ def test_the_notes_say_which_test_it_is(studies):
     assert "p is by McNemar's exact test" in detail_notes(studies(found))[1]
     both = detail_notes(studies(found, (found, 1)))[1]
     assert "p is by Student's t over the seeds, where there are several, or else by McNemar's exact test" in both
+    assert "believe the interval" in detail_notes(studies(found, (found, 1)))[2]
 
 
 # CSV and LaTeX
