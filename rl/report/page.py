@@ -17,7 +17,7 @@ from rl.report import tables
 from rl.report.browser import as_json, browser
 from rl.report.exports import csv_of, latex_of
 from rl.report.plots import shelves, training_shelf
-from rl.report.runs import Study, Training
+from rl.report.runs import Evaluation, Study, Training
 
 HERE = Path(__file__).parent
 DISCLAIMER = "This is research software and no medical device: nothing here is advice on anybody's health."
@@ -130,10 +130,18 @@ def _about(study: Study) -> dict[str, Any]:
         "seeds": ", ".join(map(str, study.seeds)),
         "systems": {name: _specs(study, name) for name in study.systems},
         "cases": {name: _cases(about) for name, about in study.cases.items()},
+        "paces": list(dict.fromkeys(pace for one in ours if (pace := _pace(one)))),
         "folders": [str(one.folder) for one in ours],
         "commits": sorted({one.commit or "not known" for one in ours}),
         "packages": _packages([one.versions for one in ours]),
     }
+
+
+def _pace(one: Evaluation) -> str:
+    """How fast an evaluation was allowed to be, on which its seconds depend."""
+    told = [f"{one.concurrency} consultations at a time"] if one.concurrency else []
+    told += [f"at most {one.per_minute:g} requests a minute of a process to each model"] if one.per_minute else []
+    return ", ".join(told)
 
 
 def _cases(about: Mapping[str, Any]) -> str:

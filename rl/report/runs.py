@@ -36,6 +36,8 @@ class Evaluation:
     results: Mapping[str, Mapping[str, Result]]
     versions: Mapping[str, str]
     commit: str | None
+    concurrency: int | None
+    per_minute: float | None
 
     def traces(self, cases: str, system: str) -> Iterator[Trace]:
         """The consultations of a system on some cases, one for each case."""
@@ -146,7 +148,7 @@ def figure_at(result: Result, path: Sequence[str]) -> Figure:
     for name in path:
         told = told.get(name) if isinstance(told, Mapping) else None
     if isinstance(told, Mapping):
-        return Figure(**told)
+        return Figure(*(told.get(name) for name in ("value", "low", "high")), told.get("n", 0))
     return NOTHING if told is None else Figure(float(told), None, None, 1)
 
 
@@ -198,7 +200,8 @@ def _evaluation(folder: Path) -> Evaluation:
                 f"runs: {folder / 'evaluation.json'} has the name {name!r}; names are letters, digits and . + - _, and "
                 "begin with a letter, a digit or _"
             )
-    return Evaluation(folder, **known, versions=told.get("versions", {}), commit=told.get("commit"))
+    later = {name: told.get(name) for name in ("commit", "concurrency", "per_minute")}
+    return Evaluation(folder, **known, versions=told.get("versions", {}), **later)
 
 
 def _json(path: Path) -> dict[str, Any]:

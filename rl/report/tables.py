@@ -40,9 +40,13 @@ MAJORITY_NOTE = (
     "share that it decides rightly. Conforms: its decision is that majority. Suppresses a minority: some specialist is "
     "right, the majority is not, and nor is the decision."
 )
+BEST_NOTE = (
+    "Best single specialist: the doctor whose opinion is right most often on one half of the images, and its accuracy "
+    "on the other half."
+)
 COST_NOTE = (
-    "Seconds are of all calls together, whether or not they ran at the same time. Calls that a cache has spared count "
-    "as if they were made."
+    "Seconds are of all calls together, whether or not they ran at the same time, and waiting in a queue counts: more "
+    "consultations at a time make them more. Calls that a cache has spared count as if they were made."
 )
 SEEDS_NOTE = (
     "A figure that one seed alone knows has that seed's interval. Those of what a case costs are by Student's t over "
@@ -254,12 +258,30 @@ def failures(systems: Iterable[Measured], columns: Iterable[str]) -> list[str]:
 
 def attending_table(systems: Sequence[Measured], cases: str, title: str) -> Table:
     """What the attending makes of its specialists, in %; systems without any are left out."""
+    best = {one.label: best_specialist(one, cases) for one in systems}
+    known = any(number.value for _, number in best.values())
     rows = [
-        Row(one.label, [percent(one.figure(cases, "attending", name)) for name in ATTENDING.values()])
+        Row(
+            one.label,
+            [
+                *(percent(one.figure(cases, "attending", name)) for name in ATTENDING.values()),
+                *(best[one.label] if known else ()),
+            ],
+        )
         for one in systems
     ]
-    heads = [Column(name) for name in ATTENDING]
-    return Table(f"What the attending makes of its specialists: {title}, in %", heads, _telling(rows))
+    heads = [Column(name) for name in (*ATTENDING, *(("best single specialist", "its number") if known else ()))]
+    notes = [BEST_NOTE] if known else []
+    return Table(f"What the attending makes of its specialists: {title}, in %", heads, _telling(rows), notes)
+
+
+def best_specialist(one: Measured, cases: str) -> tuple[Cell, Cell]:
+    """The accuracy of the best of a system's specialists, and its number; of each seed's, where they differ."""
+    told = [
+        best for result in one.study.results(cases, one.system) if (best := result.get("best_specialist")) and best["n"]
+    ]
+    numbers = dict.fromkeys(str(best["doctor"]) for best in told)
+    return percent(one.figure(cases, "best_specialist")), Cell(", ".join(numbers))
 
 
 def group_tables(systems: Sequence[Measured], cases: str, title: str) -> list[Table]:
@@ -300,9 +322,11 @@ def _size(sizes: Sequence[int]) -> str:
 
 def cost_table(systems: Sequence[Measured], cases: str, title: str) -> Table:
     """Triage, what could not be read, what a case costs, and how a system compares with the reference."""
+    withheld = any((one.figure(cases, "abstained").value or 0.0) > 0 for one in systems)
     heads = {
         "triage": "accuracy, %",
         "unparsed": "%",
+        **({"abstained": "%"} if withheld else {}),
         "calls": "a case",
         "tokens read": "a case",
         "tokens written": "a case",
@@ -311,16 +335,16 @@ def cost_table(systems: Sequence[Measured], cases: str, title: str) -> Table:
         "difference": "% points",
         "p": "",
     }
-    rows = [Row(one.label, _cost(one, cases)) for one in systems]
+    rows = [Row(one.label, _cost(one, cases, withheld)) for one in systems]
     told = f"Triage, cost, and comparison with {references_of(systems)}: {title}"
     return Table(told, [Column(name, about) for name, about in heads.items()], rows)
 
 
-def _cost(one: Measured, cases: str) -> list[Cell]:
+def _cost(one: Measured, cases: str, withheld: bool) -> list[Cell]:
     spent: dict[str, Any] = {"calls": 1, "input_tokens": 0, "output_tokens": 0, "dollars": 4, "seconds": 2}
     return [
         percent(one.figure(cases, "triage", "accuracy")),
-        percent(one.figure(cases, "unparsed")),
+        *(percent(one.figure(cases, name)) for name in ("unparsed", *(["abstained"] if withheld else []))),
         *(plain(one.figure(cases, "cost", name), digits) for name, digits in spent.items()),
         percent(one.figure(cases, "against_reference", "difference")),
         p_value(one.study.p(cases, one.system)),

@@ -125,6 +125,18 @@ def test_it_says_which_cases_were_chosen(tmp_path):
     assert "10 cases, 0 rows left out; from own.jsonl; split train; open questions, too; only the first 50<" in page
 
 
+def test_it_says_how_fast_it_was_run(tmp_path):
+    paces = [{"concurrency": 64, "per_minute": None}, {"concurrency": 8, "per_minute": 60.0}, {}]
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"c": {"a": result()}}, seed, **pace) for seed, pace in enumerate(paces)
+    ]
+    page = read(main([*map(str, folders), "--out", str(tmp_path / "report.html")]))
+    assert "<dd>64 consultations at a time</dd>" in page
+    assert "<dd>8 consultations at a time, at most 60 requests a minute of a process to each model</dd>" in page
+    assert "waiting in a queue counts" in page
+    assert "<dt>pace</dt>" not in read(main([str(folders[2])]))
+
+
 def test_other_specs_of_a_seed_are_told(tmp_path):
     folders = [
         write_evaluation(

@@ -273,6 +273,53 @@ def test_attending_and_cost(studies):
     assert cost.title == "Triage, cost, and comparison with a: clinic"
 
 
+def test_what_was_withheld_stands_beside_what_could_not_be_read(studies):
+    withheld = result(abstained=figure(0.2, 0.1, 0.3))
+    never = result(abstained=figure(0.0, 0.0, 0.1))
+    table = cost_table(measured(studies({"clinic": {"a": never, "b": withheld}})), "clinic", "clinic")
+    assert [column.title for column in table.columns][:4] == ["triage", "unparsed", "abstained", "calls"]
+    assert [row.cells[2].text for row in table.rows] == ["0.0 [0.0, 10.0]", "20.0 [10.0, 30.0]"]
+    for nobody in (never, result()):
+        table = cost_table(measured(studies({"clinic": {"a": nobody}})), "clinic", "clinic")
+        assert "abstained" not in [column.title for column in table.columns]
+
+
+def test_the_best_single_specialist_has_its_number(studies):
+    def best(doctor, value):
+        return result(best_specialist={"doctor": doctor, **figure(value, value - 0.1, value + 0.1)})
+
+    systems = measured(
+        studies(
+            {
+                "clinic": {
+                    "a": best("2", 0.7),
+                    "b": result(best_specialist={"doctor": "1", **figure(None, n=0)}),
+                    "c": result(best_specialist=None),
+                }
+            }
+        )
+    )
+    table = attending_table(systems, "clinic", "clinic")
+    assert [column.title for column in table.columns][-2:] == ["best single specialist", "its number"]
+    assert [[cell.text for cell in row.cells[-2:]] for row in table.rows] == [
+        ["70.0 [60.0, 80.0]", "2"],
+        ["-", "-"],
+        ["-", "-"],
+    ]
+    assert "on one half of the images" in table.notes[0]
+    systems = measured(studies({"own": {"a": best("2", 0.7)}}, ({"own": {"a": best("1", 0.7)}}, 1)))
+    assert [cell.text for cell in attending_table(systems, "own", "own").rows[0].cells[-2:]] == [
+        "70.0 [60.0, 80.0]",
+        "2, 1",
+    ]
+
+
+def test_a_triage_that_nobody_was_asked_for_is_an_empty_cell(studies):
+    nobody = result(triage={"accuracy": figure(None, n=0), "confusion": {}})
+    table = cost_table(measured(studies({"clinic": {"a": result(), "b": nobody}})), "clinic", "clinic")
+    assert [row.cells[0].text for row in table.rows] == ["90.0 [80.0, 100.0]", "-"]
+
+
 def test_who_hears_no_specialists_makes_nothing_of_them(studies):
     nobody = result(attending=dict.fromkeys(result()["attending"], figure(None, n=0)))
     systems = measured(studies({"clinic": {"a": result(), "alone": nobody}}))
