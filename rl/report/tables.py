@@ -277,10 +277,8 @@ def attending_table(systems: Sequence[Measured], cases: str, title: str) -> Tabl
 
 def best_specialist(one: Measured, cases: str) -> tuple[Cell, Cell]:
     """The accuracy of the best of a system's specialists, and its number; of each seed's, where they differ."""
-    told = [
-        best for result in one.study.results(cases, one.system) if (best := result.get("best_specialist")) and best["n"]
-    ]
-    numbers = dict.fromkeys(str(best["doctor"]) for best in told)
+    told = [result.get("best_specialist") for result in one.study.results(cases, one.system)]
+    numbers = dict.fromkeys(str(best["doctor"]) for best in told if best and best["n"])
     return percent(one.figure(cases, "best_specialist")), Cell(", ".join(numbers))
 
 

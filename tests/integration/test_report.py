@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reported import EVIL, HALF, a_consultation, picture, write_traced, write_training
+from reported import (
+    EVIL,
+    HALF,
+    a_consultation,
+    figure,
+    picture,
+    result,
+    told,
+    write_evaluation,
+    write_traced,
+    write_training,
+)
 
 from rl.report.__main__ import main
 
@@ -256,6 +267,19 @@ def test_hostile_text_stays_text(read):
     assert reader.page.locator("script").count() == 2
     assert reader.fits(), "a line of 10 kB is broken"
     reader.page.wait_for_timeout(200)  # whatever could harm would have done so
+
+
+def test_every_column_is_seen_on_a_desktop(browser, tmp_path):
+    """All that a table can hold: whom to ask alone, what was withheld, and seven digits of tokens."""
+    one = figure(0.123, 0.1, 0.2)
+    cost = {"calls": 12.0, "input_tokens": 12345.0, "output_tokens": 12345.0, "seconds": 123.4, "dollars": 0.1234}
+    full = result(abstained=one, best_specialist={"doctor": "2", **one}, cost=cost, against_reference=told(-0.1, 0.5))
+    folder = write_evaluation(tmp_path, {"clinic": {"mmedagent": result(), "self-consistency": full}})
+    page = browser.new_page(offline=True, viewport=DESKTOP)
+    page.goto(main([str(folder)]).html.as_uri())
+    hidden = "[...document.querySelectorAll('.sheet')].filter((sheet) => sheet.scrollWidth > sheet.clientWidth).length"
+    assert page.evaluate(hidden) == 0
+    page.close()
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE, NARROW], ids=["desktop", "phone", "narrow"])

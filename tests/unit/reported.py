@@ -62,6 +62,7 @@ def write_evaluation(
     seed: int = 0,
     sources: Mapping[str, str] | None = None,
     chosen: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
     **fields: Any,
 ) -> Path:
     """A folder whose `evaluation.json` says this of its systems on some cases, which were chosen so."""
@@ -74,7 +75,13 @@ def write_evaluation(
         "cases": {
             name: {
                 "source": (sources or {}).get(name, name if name == "clinic" else f"{name}.jsonl"),
-                **{"cases": 10, "skipped": 0, "split": None, "free_text": "skip", "limit": None},
+                **{
+                    "cases": (sizes or {}).get(name, 10),
+                    "skipped": 0,
+                    "split": None,
+                    "free_text": "skip",
+                    "limit": None,
+                },
                 **(chosen or {}),
             }
             for name in results
@@ -98,7 +105,8 @@ def write_traced(folder: Path, traces: Told, seed: int = 0, **fields: Any) -> Pa
             trial.mkdir(parents=True, exist_ok=True)
             lines = (json.dumps({"id": trace.case, **row_of(trace)}) + "\n" for trace in made)
             (trial / "traces.jsonl").write_text("".join(lines))
-    return write_evaluation(folder, results, seed, **fields)
+    sizes = {cases: max(map(len, found.values())) for cases, found in traces.items()}
+    return write_evaluation(folder, results, seed, sizes=sizes, **fields)
 
 
 def _result(made: Sequence[Trace], reference: Sequence[Trace], compared: bool) -> dict[str, Any]:
