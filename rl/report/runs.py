@@ -148,7 +148,7 @@ def figure_at(result: Result, path: Sequence[str]) -> Figure:
     for name in path:
         told = told.get(name) if isinstance(told, Mapping) else None
     if isinstance(told, Mapping):
-        return Figure(*(told.get(name) for name in ("value", "low", "high")), told.get("n", 0))
+        return Figure(told["value"], told["low"], told["high"], told["n"])
     return NOTHING if told is None else Figure(float(told), None, None, 1)
 
 
@@ -193,14 +193,14 @@ def _evaluation(folder: Path) -> Evaluation:
     names = ("seed", "reference", "systems", "cases", "results")
     if missing := [name for name in names if name not in told]:
         raise ValueError(f"runs: {folder / 'evaluation.json'} lacks {', '.join(missing)}; evaluate again")
-    known = {name: told[name] for name in names}
+    known: dict[str, Any] = {name: told[name] for name in names}
     for name in map(str, (*told["systems"], *told["cases"], told["reference"])):
         if not NAME.fullmatch(name):
             raise ValueError(
                 f"runs: {folder / 'evaluation.json'} has the name {name!r}; names are letters, digits and . + - _, and "
                 "begin with a letter, a digit or _"
             )
-    later = {name: told.get(name) for name in ("commit", "concurrency", "per_minute")}
+    later: dict[str, Any] = {name: told.get(name) for name in ("commit", "concurrency", "per_minute")}
     return Evaluation(folder, **known, versions=told.get("versions", {}), **later)
 
 
