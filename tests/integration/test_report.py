@@ -65,7 +65,9 @@ def report(tmp_path_factory) -> Path:
             "options": [EVIL, LONG, "cyst"],
         }
         groups = {EVIL: LONG}
-        traces[name].append(a_consultation(f"{EVIL}-{LONG}", (EVIL, LONG, None), decided, groups=groups, **words))
+        traces[name].append(
+            a_consultation(f"{EVIL.removesuffix(HALF)}-{LONG}", (EVIL, LONG, None), decided, groups=groups, **words)
+        )
     write_traced(folder, {"clinic": traces})
     training = write_training(folder.parent / "training")
     return main([str(folder), str(training), "--out", str(folder.parent / "report.html")]).html

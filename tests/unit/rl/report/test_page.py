@@ -68,7 +68,8 @@ def test_what_is_said_is_text(run):
 def test_half_a_surrogate_pair_is_no_crash(tmp_path):
     """In what a model said, in a label that is drawn, and in the folder's name."""
     folder = tmp_path / "run-\udcff"  # a byte that is no UTF-8
-    traces = [a_consultation(f"one-{HALF}", said=HALF, specialty=f"Surgeon {HALF}")]
+    fields = {"said": HALF, "specialty": f"Surgeon {HALF}", "images": [f"sha256:{'0' * 64}"]}
+    traces = [a_consultation(f"one-{HALF}", **fields)]
     write_traced(folder, {"clinic": {"a": traces}}, commit=HALF)
     written = main([str(folder), "--out", str(tmp_path / "report.html")])
     page = read(written)
