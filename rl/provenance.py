@@ -4,7 +4,10 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "langgraph", "langchain-core")
+PACKAGES = (
+    *("mmedagent-graph", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "langgraph"),
+    *("langchain-core", "numpy", "scipy", "pillow"),
+)
 
 
 def versions() -> dict[str, str]:

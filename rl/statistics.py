@@ -185,11 +185,24 @@ def threshold(confidence: Sequence[float], right: Sequence[bool], risk: float) -
     return min(good) if good else None
 
 
-def over_seeds(values: Sequence[float]) -> Figure:
-    """The mean over seeds, with its interval by Student's t; of one seed, the value alone."""
+def over_seeds(values: Sequence[float], within: Sequence[Figure] | None = None) -> Figure:
+    """The mean over seeds, with its interval by Student's t; of one seed, the value alone.
+
+    Seeds that were measured on the same cases differ by their runs alone, and their spread says nothing of other cases:
+    of a system that answers always the same it is none. What the cases add is in each seed's own interval, and does not
+    become less with more seeds. So the half of the interval is the root of t's half squared and the mean of theirs
+    squared: the variance of runs and that of cases add up. It is rather too wide, since a seed's own interval holds
+    some of the chance of its run, too.
+
+    Args:
+        values: of each seed.
+        within: the seeds' figures with their own intervals, if all are of the same cases. Those without one add none.
+    """
     if len(values) == 1:
         return Figure(values[0], None, None, 1)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    runs = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    known = [(one.high - one.low) / 2 for one in within or () if one.low is not None and one.high is not None]
+    half = math.hypot(runs, math.sqrt(fmean(cases**2 for cases in known)) if known else 0.0)
     mean = fmean(values)
     return Figure(mean, mean - half, mean + half, len(values))
 

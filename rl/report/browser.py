@@ -84,7 +84,7 @@ def shares(sizes: Sequence[int], limit: int) -> list[int]:
 
 
 def _order(case: str) -> bytes:
-    return hashlib.sha256(case.encode()).digest()
+    return hashlib.sha256(case.encode(errors="surrogatepass")).digest()
 
 
 def _tiers(source: Source) -> dict[str, str | None]:
@@ -170,5 +170,8 @@ def thumbnail(folder: Path, ref: str) -> str | None:
 
 
 def as_json(data: Any) -> str:
-    """JSON that can stand in a `<script>`: nothing in it can end that, or begin a comment."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    """JSON that can stand in a `<script>`: nothing in it can end that, or begin a comment.
+
+    It is ASCII: a model may write half of a surrogate pair, which no file could hold.
+    """
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

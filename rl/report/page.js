@@ -8,7 +8,7 @@
     system: (trace) => trace.system,
     seed: (trace) => String(trace.seed),
     tier: (trace) => trace.tier || "none",
-    specialty: (trace) => (trace.referral ? trace.referral.specialty || "unread" : "nobody"),
+    specialty: (trace) => (referred(trace) ? trace.referral.specialty || "unread" : "nobody"),
     outcome: (trace) => (trace.right === null ? "no key" : trace.right ? "right" : trace.read ? "wrong" : "unreadable"),
     flip: (trace) => trace.flip || "not flipped",
   };
@@ -47,6 +47,11 @@
 
   function mark(right) {
     return right === null ? null : make("span", `mark ${right ? "right" : "wrong"}`, right ? "✓ right" : "✗ wrong");
+  }
+
+  // A case that names no specialty was either referred to nobody, or a model's answer could not be read.
+  function referred(trace) {
+    return trace.referral !== null && (trace.referral.specialty !== null || trace.calls.some((call) => call.node === "triage"));
   }
 
   // The filter
@@ -162,7 +167,9 @@
     const { label } = trace.about;
     return [
       make("h4", "", "Referral"),
-      make("p", "", said(specialty || "unreadable"), " ", label ? mark(specialty === label) : null),
+      referred(trace)
+        ? make("p", "", said(specialty || "unreadable"), " ", label ? mark(specialty === label) : null)
+        : make("p", "", "nobody"),
       reasoning ? make("p", "thought", said(reasoning)) : null,
     ];
   }

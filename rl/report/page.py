@@ -17,7 +17,7 @@ from rl.report import tables
 from rl.report.browser import as_json, browser
 from rl.report.exports import csv_of, latex_of
 from rl.report.plots import shelves, training_shelf
-from rl.report.runs import Study, Training
+from rl.report.runs import Evaluation, Study, Training
 
 HERE = Path(__file__).parent
 DISCLAIMER = "This is research software and no medical device: nothing here is advice on anybody's health."
@@ -47,12 +47,18 @@ def write_report(studies: Sequence[Study], trainings: Sequence[Training], out: P
         table = tables.accuracy_table(studies)
         files = {"csv": csv_of(table), "tex": latex_of(table)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(studies, trainings, limit, {out.with_suffix(f".{end}").name: files[end] for end in files}),
-                   encoding="utf-8")  # fmt: skip
     beside = {end: out.with_suffix(f".{end}") for end in files}
+    _write(out, page(studies, trainings, limit, {path.name: files[end] for end, path in beside.items()}))
     for end, path in beside.items():
-        path.write_text(files[end], encoding="utf-8")
+        _write(path, files[end])
     return Written(out, beside.get("csv"), beside.get("tex"))
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it, or what was there before stays; half of a surrogate pair, of which there is no UTF-8, becomes `?`."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(text, encoding="utf-8", errors="replace")
+    unfinished.replace(path)
 
 
 def page(studies: Sequence[Study], trainings: Sequence[Training], limit: int, downloads: Mapping[str, str]) -> str:
@@ -77,7 +83,7 @@ def page(studies: Sequence[Study], trainings: Sequence[Training], limit: int, do
         trainings=[_training(training) for training in trainings],
         made={"mmedagent-graph": version("mmedagent-graph"), "Python": platform.python_version()},
         table_of=tables.accuracy_table(studies) if studies else None,
-        downloads={name: f"data:text/plain;charset=utf-8,{quote(text)}" for name, text in downloads.items()},
+        downloads={name: _link(text) for name, text in downloads.items()},
         details=_details(systems, columns),
         notes=tables.detail_notes(studies),
         shelves=[*shelves(systems, columns), *(training_shelf(training) for training in trainings)],
@@ -86,6 +92,11 @@ def page(studies: Sequence[Study], trainings: Sequence[Training], limit: int, do
         references=tables.references_of(systems),
         traces=Markup(as_json(found.data)),
     )
+
+
+def _link(text: str) -> str:
+    """What saves a text as a file."""
+    return f"data:text/plain;charset=utf-8,{quote(text, errors='replace')}"
 
 
 def _policy(css: str, script: str) -> str:
@@ -118,29 +129,39 @@ def _about(study: Study) -> dict[str, Any]:
     return {
         "seeds": ", ".join(map(str, study.seeds)),
         "systems": {name: _specs(study, name) for name in study.systems},
-        "cases": {
-            name: f"{about['cases']} cases, {about['skipped']} rows left out; from {about['source']}"
-            for name, about in study.cases.items()
-        },
+        "cases": {name: _cases(about) for name, about in study.cases.items()},
+        "paces": list(dict.fromkeys(pace for one in ours if (pace := _pace(one)))),
         "folders": [str(one.folder) for one in ours],
         "commits": sorted({one.commit or "not known" for one in ours}),
         "packages": _packages([one.versions for one in ours]),
     }
 
 
+def _pace(one: Evaluation) -> str:
+    """How fast an evaluation was allowed to be, on which its seconds depend."""
+    told = [f"{one.concurrency} consultations at a time"] if one.concurrency else []
+    told += [f"at most {one.per_minute:g} requests a minute of a process to each model"] if one.per_minute else []
+    return ", ".join(told)
+
+
+def _cases(about: Mapping[str, Any]) -> str:
+    """Which cases they are."""
+    told = [f"{about['cases']} cases, {about['skipped']} rows left out; from {about['source']}"]
+    told += [f"split {about['split']}"] if about.get("split") else []
+    told += ["open questions, too"] if about.get("free_text") == "grade" else []
+    told += [f"only the first {about['limit']}"] if about.get("limit") else []
+    return "; ".join(told)
+
+
 def _specs(study: Study, system: str) -> list[str]:
     """What a system is; where seeds have others, each with its seeds."""
     seeds: dict[str, list[int]] = {}
-    for one in study.evaluations:
-        told = ", ".join(f"{name} {_spec(value)}" for name, value in one.systems[system].items() if name != "system")
-        seeds.setdefault(f"{one.systems[system]['system']}: {told}", []).append(one.seed)
+    for seed, spec in study.specs(system).items():
+        told = ", ".join(f"{name} {tables.value_of(value)}" for name, value in spec.items() if name != "system")
+        seeds.setdefault(f"{spec['system']}: {told}", []).append(seed)
     if len(seeds) == 1:
         return list(seeds)
     return [f"seed {', '.join(map(str, known))}: {spec}" for spec, known in seeds.items()]
-
-
-def _spec(value: Any) -> str:
-    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _packages(told: Sequence[Mapping[str, str]]) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
+from rl.cohort import CLINIC
 from rl.curriculum import TIERS
-from rl.datasets import is_benchmark
+from rl.datasets import BENCHMARKS, is_benchmark
 from rl.report.numbers import Cell, p_value, percent, plain
-from rl.report.runs import Study
+from rl.report.runs import Study, choice
 from rl.statistics import CONFIDENCE, DRAWS, Figure
 
 PAPER = {
@@ -39,9 +40,18 @@ MAJORITY_NOTE = (
     "share that it decides rightly. Conforms: its decision is that majority. Suppresses a minority: some specialist is "
     "right, the majority is not, and nor is the decision."
 )
+BEST_NOTE = (
+    "Best single specialist: the doctor whose opinion is right most often on one half of the images, and its accuracy "
+    "on the other half."
+)
 COST_NOTE = (
-    "Seconds are of all calls together, whether or not they ran at the same time. Calls that a cache has spared count "
-    "as if they were made."
+    "Seconds are of all calls together, whether or not they ran at the same time, and waiting in a queue counts: more "
+    "consultations at a time make them more. Calls that a cache has spared count as if they were made."
+)
+SEEDS_NOTE = (
+    "A figure that one seed alone knows has that seed's interval. Those of what a case costs are by Student's t over "
+    "the seeds. Where all seeds are of the same cases, that test asks whether other runs would differ, too, on these "
+    "cases, and knows nothing of others: where it and the interval of a difference disagree, believe the interval."
 )
 GROUPS = 10
 """At most so many columns of groups."""
@@ -121,9 +131,16 @@ def accuracy_table(studies: Sequence[Study]) -> Table:
     systems = measured(studies)
     told = [[one.figure(cases, "accuracy") for cases in columns] for one in systems]
     rows = [Row(one.label, [percent(figure) for figure in row]) for one, row in zip(systems, told, strict=True)]
-    quoted, sources = _quoted([name for name, title in columns.items() if title == PAPER.get(name)], list(columns))
+    papers = {name: unlike_papers(studies, name) for name, title in columns.items() if title == PAPER.get(name)}
+    quoted, sources = _quoted([name for name, why in papers.items() if not why], list(columns))
+    unlike = [
+        f"Of {columns[name]} no paper is quoted: here it is {why}, and the papers' figures are of the closed questions "
+        "of the whole test split."
+        for name, why in papers.items()
+        if why
+    ]
     heads = [Column(title, _sizes(studies, name)) for name, title in columns.items()]
-    notes = [*interval_notes(studies), *failures(systems, columns), *sources]
+    notes = [*interval_notes(systems), *pooling_notes(systems), *failures(systems, columns), *unlike, *sources]
     return Table("Accuracy in %", heads, [*rows, *quoted], notes)
 
 
@@ -155,26 +172,73 @@ def _quoted(benchmarks: Sequence[str], columns: Sequence[str]) -> tuple[list[Row
     return rows, sources
 
 
-def interval_notes(studies: Sequence[Study]) -> list[str]:
+def unlike_papers(studies: Sequence[Study], benchmark: str) -> str:
+    """How the cases are chosen, where it is not as the papers do it; what is not known counts as if it were."""
+    chosen = [choice(study.cases[benchmark]) for study in studies if benchmark in study.cases]
+    default = next(iter(BENCHMARKS[benchmark].splits))
+    told = [
+        *(f"split {one['split']}" for one in chosen if one.get("split", default) != default),
+        *("open questions, too" for one in chosen if one.get("free_text", "skip") != "skip"),
+        *(f"the first {one['limit']} cases" for one in chosen if one.get("limit")),
+    ]
+    return ", ".join(dict.fromkeys(told))
+
+
+def interval_notes(systems: Sequence[Measured]) -> list[str]:
     """What the intervals are."""
-    several = [study for study in studies for cases in study.cases if _seeds(study, cases) > 1]
-    single = [study for study in studies for cases in study.cases if _seeds(study, cases) == 1]
-    seeds = sorted({seed for study in several for seed in study.seeds})
+    known = [
+        (one.study, cases, len(one.study.known(cases, one.system, "accuracy")))
+        for one in systems
+        for cases in one.study.cases
+    ]
+    several = [(study, cases) for study, cases, seeds in known if seeds > 1]
     level = f"{CONFIDENCE:.0%}"
-    over = (
-        f"Each figure is the mean over all seeds ({', '.join(map(str, seeds))}) with its {level} interval over seeds, "
-        "by Student's t."
-    )
-    once = (
-        f"Intervals are at {level}, by bootstrap over images ({DRAWS:,} resamples): questions about one image stand "
-        "and fall together."
-    )
-    notes = [over] if several else []
-    return [*notes, f"Where there is one seed: {once[0].lower()}{once[1:]}" if several else once] if single else notes
+    resampled = f"by bootstrap over images ({DRAWS:,} resamples): questions about one image stand and fall together."
+    notes = []
+    if several:
+        seeds = ", ".join(map(str, sorted({seed for study, _ in several for seed in study.seeds})))
+        notes.append(f"Each figure is the mean over all seeds ({seeds}) with its {level} interval. {_over(several)}")
+    if any(seeds == 1 for *_, seeds in known):
+        once = f"ntervals are at {level}, {resampled}"
+        notes.append(f"Where there is one seed: i{once}" if several else f"I{once}")
+    return notes
 
 
-def _seeds(study: Study, cases: str) -> int:
-    return sum(cases in one.cases for one in study.evaluations)
+def _over(several: Iterable[tuple[Study, str]]) -> str:
+    """What intervals over seeds are of."""
+    kinds = {study.same_cases(cases) for study, cases in several}
+    same = (
+        "All seeds are of the same cases, so that it is of other runs, by Student's t over the seeds, and of other "
+        "cases, by bootstrap over images: the root of the sum of both squares."
+    )
+    fresh = f"Of {CLINIC} each seed has cases of its own, so that it is by Student's t over the seeds."
+    return " ".join([same] * (True in kinds) + [fresh] * (False in kinds))
+
+
+def pooling_notes(systems: Iterable[Measured]) -> list[str]:
+    """Which rows are of another system with each seed, and what differs."""
+    notes = []
+    for one in systems:
+        specs = one.study.specs(one.system)
+        found = {
+            name: [f"{value_of(spec.get(name))} (seed {seed})" for seed, spec in specs.items()]
+            for name in dict.fromkeys(name for spec in specs.values() for name in spec)
+            if len({value_of(spec.get(name)) for spec in specs.values()}) > 1
+        }
+        if found:
+            told = "; ".join(f"{name} is {', '.join(values)}" for name, values in found.items())
+            notes.append(
+                f"{one.label} is another with each seed, such as one training for each, and its row is the mean of "
+                f"these: {told}."
+            )
+    return notes
+
+
+def value_of(value: Any) -> str:
+    """What a system's settings say, such as its doctors."""
+    if value is None:
+        return "not given"
+    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def failures(systems: Iterable[Measured], columns: Iterable[str]) -> list[str]:
@@ -182,22 +246,40 @@ def failures(systems: Iterable[Measured], columns: Iterable[str]) -> list[str]:
     notes, columns = [], list(columns)
     for one in systems:
         for cases in columns:
-            told = one.study.results(cases, one.system)
-            failed, left = (sum(int(result.get(name, 0)) for result in told) for name in ("failed", "left"))
-            if failed or left:
-                short = f"{failed} cases failed and {left} were not begun"
-                notes.append(f"{one.label} on {cases}: {short}; its figures are of the rest.")
+            failed, left = one.study.lost(cases, one.system)
+            said = [f"{failed} failed"] if failed else []
+            said += [f"{left} gave no result, such as those of a shard that is not there"] if left else []
+            if said:
+                notes.append(
+                    f"{one.label} on {cases}: of its cases {', and '.join(said)}; its figures are of the rest."
+                )
     return notes
 
 
 def attending_table(systems: Sequence[Measured], cases: str, title: str) -> Table:
     """What the attending makes of its specialists, in %; systems without any are left out."""
+    best = {one.label: best_specialist(one, cases) for one in systems}
+    known = any(number.value for _, number in best.values())
     rows = [
-        Row(one.label, [percent(one.figure(cases, "attending", name)) for name in ATTENDING.values()])
+        Row(
+            one.label,
+            [
+                *(percent(one.figure(cases, "attending", name)) for name in ATTENDING.values()),
+                *(best[one.label] if known else ()),
+            ],
+        )
         for one in systems
     ]
-    heads = [Column(name) for name in ATTENDING]
-    return Table(f"What the attending makes of its specialists: {title}, in %", heads, _telling(rows))
+    heads = [Column(name) for name in (*ATTENDING, *(("best single specialist", "its number") if known else ()))]
+    notes = [BEST_NOTE] if known else []
+    return Table(f"What the attending makes of its specialists: {title}, in %", heads, _telling(rows), notes)
+
+
+def best_specialist(one: Measured, cases: str) -> tuple[Cell, Cell]:
+    """The accuracy of the best of a system's specialists, and its number; of each seed's, where they differ."""
+    told = [result.get("best_specialist") for result in one.study.results(cases, one.system)]
+    numbers = dict.fromkeys(str(best["doctor"]) for best in told if best and best["n"])
+    return percent(one.figure(cases, "best_specialist")), Cell(", ".join(numbers))
 
 
 def group_tables(systems: Sequence[Measured], cases: str, title: str) -> list[Table]:
@@ -238,9 +320,11 @@ def _size(sizes: Sequence[int]) -> str:
 
 def cost_table(systems: Sequence[Measured], cases: str, title: str) -> Table:
     """Triage, what could not be read, what a case costs, and how a system compares with the reference."""
+    withheld = any((one.figure(cases, "abstained").value or 0.0) > 0 for one in systems)
     heads = {
         "triage": "accuracy, %",
         "unparsed": "%",
+        **({"abstained": "%"} if withheld else {}),
         "calls": "a case",
         "tokens read": "a case",
         "tokens written": "a case",
@@ -249,16 +333,16 @@ def cost_table(systems: Sequence[Measured], cases: str, title: str) -> Table:
         "difference": "% points",
         "p": "",
     }
-    rows = [Row(one.label, _cost(one, cases)) for one in systems]
+    rows = [Row(one.label, _cost(one, cases, withheld)) for one in systems]
     told = f"Triage, cost, and comparison with {references_of(systems)}: {title}"
     return Table(told, [Column(name, about) for name, about in heads.items()], rows)
 
 
-def _cost(one: Measured, cases: str) -> list[Cell]:
+def _cost(one: Measured, cases: str, withheld: bool) -> list[Cell]:
     spent: dict[str, Any] = {"calls": 1, "input_tokens": 0, "output_tokens": 0, "dollars": 4, "seconds": 2}
     return [
         percent(one.figure(cases, "triage", "accuracy")),
-        percent(one.figure(cases, "unparsed")),
+        *(percent(one.figure(cases, name)) for name in ("unparsed", *(["abstained"] if withheld else []))),
         *(plain(one.figure(cases, "cost", name), digits) for name, digits in spent.items()),
         percent(one.figure(cases, "against_reference", "difference")),
         p_value(one.study.p(cases, one.system)),
@@ -272,7 +356,7 @@ def references_of(systems: Sequence[Measured]) -> str:
 
 def detail_notes(studies: Sequence[Study]) -> list[str]:
     """What the columns of the further tables are."""
-    several = any(_seeds(study, cases) > 1 for study in studies for cases in study.cases)
+    several = any(len(study.results(cases, study.reference)) > 1 for study in studies for cases in study.cases)
     test = "Student's t over the seeds, where there are several, or else by " if several else ""
     difference = f"Difference is of accuracy, on the cases of both; p is by {test}McNemar's exact test."
-    return [MAJORITY_NOTE, f"{difference} {COST_NOTE}"]
+    return [MAJORITY_NOTE, f"{difference} {COST_NOTE}", *([SEEDS_NOTE] if several else [])]

@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reported import EVIL, a_consultation, picture, write_traced, write_training
+from reported import (
+    EVIL,
+    HALF,
+    a_consultation,
+    figure,
+    picture,
+    result,
+    told,
+    write_evaluation,
+    write_traced,
+    write_training,
+)
 
 from rl.report.__main__ import main
 
@@ -54,7 +65,9 @@ def report(tmp_path_factory) -> Path:
             "options": [EVIL, LONG, "cyst"],
         }
         groups = {EVIL: LONG}
-        traces[name].append(a_consultation(f"{EVIL}-{LONG}", (EVIL, LONG, None), decided, groups=groups, **words))
+        traces[name].append(
+            a_consultation(f"{EVIL.removesuffix(HALF)}-{LONG}", (EVIL, LONG, None), decided, groups=groups, **words)
+        )
     write_traced(folder, {"clinic": traces})
     training = write_training(folder.parent / "training")
     return main([str(folder), str(training), "--out", str(folder.parent / "report.html")]).html
@@ -212,6 +225,33 @@ def test_a_trace_with_the_keyboard_alone(read):
     assert trace.locator("pre").first.inner_text() == "I see it."
 
 
+def test_who_was_not_asked_is_nobody_and_not_wrong(browser, tmp_path):
+    nobody, unread, none = (
+        a_consultation(name, referral=referral)
+        for name, referral in (
+            ("nobody", {"specialty": None, "reasoning": "Too plain."}),
+            ("unread", {"specialty": None, "reasoning": "Hm."}),
+            ("none", None),
+        )
+    )
+    for trace in (nobody, none):
+        trace.calls = [call for call in trace.calls if call.node != "triage"]
+    folder = write_traced(tmp_path, {"clinic": {"a": [nobody, unread, none]}})
+    page = browser.new_page(offline=True)
+    page.goto(main([str(folder)]).html.as_uri())
+    assert page.locator("[name=specialty] option").all_text_contents() == ["all", "nobody", "unread"]
+    said = {}
+    for trace in page.locator(".trace").all():
+        trace.locator("summary").first.click()
+        trace.locator(".body").wait_for()
+        said[trace.locator(".facts .said").first.text_content()] = trace.locator(".body").inner_text()
+    page.close()
+    assert "Referral\n\nnobody\n\nToo plain." in said["nobody"]
+    assert "unreadable" not in said["nobody"]
+    assert "Referral\n\nunreadable ✗ wrong" in said["unread"]
+    assert "Referral" not in said["none"]
+
+
 def test_hostile_text_stays_text(read):
     reader = read(PHONE)
     assert reader.choose(q="onerror") == 2
@@ -221,7 +261,7 @@ def test_hostile_text_stays_text(read):
     for call in reader.page.locator(".call > summary").all():
         call.click()
     said = reader.page.locator("#list").text_content()
-    assert said.count(EVIL) > 20
+    assert said.count(EVIL.removesuffix(HALF)) > 20
     turned = "[...document.querySelectorAll('#list *')].filter((element) => [...element.childNodes].some("
     turned += "(node) => node.nodeType === 3 && node.data.includes('\u202e')) && !element.closest('[dir=auto]')).length"
     assert reader.page.evaluate(turned) == 0, "writing that is turned stays by itself"
@@ -229,6 +269,19 @@ def test_hostile_text_stays_text(read):
     assert reader.page.locator("script").count() == 2
     assert reader.fits(), "a line of 10 kB is broken"
     reader.page.wait_for_timeout(200)  # whatever could harm would have done so
+
+
+def test_every_column_is_seen_on_a_desktop(browser, tmp_path):
+    """All that a table can hold: whom to ask alone, what was withheld, and seven digits of tokens."""
+    one = figure(0.123, 0.1, 0.2)
+    cost = {"calls": 12.0, "input_tokens": 12345.0, "output_tokens": 12345.0, "seconds": 123.4, "dollars": 0.1234}
+    full = result(abstained=one, best_specialist={"doctor": "2", **one}, cost=cost, against_reference=told(-0.1, 0.5))
+    folder = write_evaluation(tmp_path, {"clinic": {"mmedagent": result(), "self-consistency": full}})
+    page = browser.new_page(offline=True, viewport=DESKTOP)
+    page.goto(main([str(folder)]).html.as_uri())
+    hidden = "[...document.querySelectorAll('.sheet')].filter((sheet) => sheet.scrollWidth > sheet.clientWidth).length"
+    assert page.evaluate(hidden) == 0
+    page.close()
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE, NARROW], ids=["desktop", "phone", "narrow"])

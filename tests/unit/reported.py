@@ -15,7 +15,10 @@ from rl.statistics import compare
 from rl.store import row_of, write_traces
 from rl.traces import NodeCall, Trace
 
-EVIL = '</script><img src=x onerror="window.harmed=1"><script>window.harmed=1</script>{{7*7}}<!--\'&\u202e\u2028'
+EVIL = '</script><img src=x onerror="window.harmed=1"><script>window.harmed=1</script>{{7*7}}<!--\'&\u202e\u2028\ud83d'
+"""What ends a script, begins a tag, turns the direction of writing, ends a line, and is half of a surrogate pair."""
+HALF = "\ud83d"
+"""The last of these, which no file of UTF-8 can hold."""
 Told = Mapping[str, Mapping[str, Sequence[Trace]]]
 """Traces by the cases' name and the system's."""
 
@@ -58,9 +61,11 @@ def write_evaluation(
     results: Mapping[str, Mapping[str, Mapping[str, Any]]],
     seed: int = 0,
     sources: Mapping[str, str] | None = None,
+    chosen: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
     **fields: Any,
 ) -> Path:
-    """A folder whose `evaluation.json` says this of its systems on some cases."""
+    """A folder whose `evaluation.json` says this of its systems on some cases, which were chosen so."""
     folder.mkdir(parents=True, exist_ok=True)
     systems = dict.fromkeys(system for found in results.values() for system in found)
     report = {
@@ -68,7 +73,18 @@ def write_evaluation(
         "reference": next(iter(systems)),
         "systems": {name: {"system": "single", "model": f"clinic:{name}"} for name in systems},
         "cases": {
-            name: {"source": (sources or {}).get(name, f"{name}.jsonl"), "cases": 10, "skipped": 0} for name in results
+            name: {
+                "source": (sources or {}).get(name, name if name == "clinic" else f"{name}.jsonl"),
+                **{
+                    "cases": (sizes or {}).get(name, 10),
+                    "skipped": 0,
+                    "split": None,
+                    "free_text": "skip",
+                    "limit": None,
+                },
+                **(chosen or {}),
+            }
+            for name in results
         },
         "results": results,
         "versions": {"torch": "2.13.0"},
@@ -89,7 +105,8 @@ def write_traced(folder: Path, traces: Told, seed: int = 0, **fields: Any) -> Pa
             trial.mkdir(parents=True, exist_ok=True)
             lines = (json.dumps({"id": trace.case, **row_of(trace)}) + "\n" for trace in made)
             (trial / "traces.jsonl").write_text("".join(lines))
-    return write_evaluation(folder, results, seed, **fields)
+    sizes = {cases: max(map(len, found.values())) for cases, found in traces.items()}
+    return write_evaluation(folder, results, seed, sizes=sizes, **fields)
 
 
 def _result(made: Sequence[Trace], reference: Sequence[Trace], compared: bool) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from rl import provenance
 
 
 def test_versions():
-    assert {"torch", "transformers", "langgraph"} <= set(provenance.versions())
+    told = provenance.versions()
+    own, statistics, images = "mmedagent-graph", {"numpy", "scipy"}, "pillow"
+    assert {own, images, "torch", "transformers", "langgraph", *statistics} <= set(told)
+    assert told["numpy"] == np.__version__
 
 
 @pytest.fixture

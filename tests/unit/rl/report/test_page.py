@@ -4,10 +4,11 @@ import base64
 import hashlib
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from markupsafe import escape
-from reported import EVIL, a_consultation, picture, result, write_evaluation, write_traced, write_training
+from reported import EVIL, HALF, a_consultation, picture, result, write_evaluation, write_traced, write_training
 
 from rl.report.__main__ import main
 from rl.report.page import DISCLAIMER
@@ -64,6 +65,33 @@ def test_what_is_said_is_text(run):
     assert "&lt;/script&gt;" in page
 
 
+def test_half_a_surrogate_pair_is_no_crash(tmp_path):
+    """In what a model said, in a label that is drawn, and in the folder's name."""
+    folder = tmp_path / "run-\udcff"  # a byte that is no UTF-8
+    fields = {"said": HALF, "specialty": f"Surgeon {HALF}", "images": [f"sha256:{'0' * 64}"]}
+    traces = [a_consultation(f"one-{HALF}", **fields)]
+    write_traced(folder, {"clinic": {"a": traces}}, commit=HALF)
+    written = main([str(folder), "--out", str(tmp_path / "report.html")])
+    page = read(written)
+    assert "\\ud83d" in page, "the traces tell it"
+    assert "Surgeon ?" in page
+    assert "run-?</dd>" in page
+
+
+def test_a_page_that_cannot_be_made_leaves_the_one_before(tmp_path, monkeypatch):
+    run = str(write_evaluation(tmp_path, {"clinic": {"a": result()}}))
+    before = read(main([run]))
+
+    def full(path, *_, **__):
+        path.touch()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        main([run])
+    assert (tmp_path / "report.html").read_text() == before
+
+
 def test_nothing_is_asked_of_anybody(run):
     page = read(main([str(run)]))
     for tag, attrs in Tags(page).found:
@@ -90,6 +118,24 @@ def test_it_says_what_was_run_and_what_it_is_not(tmp_path):
     for words in (escape(DISCLAIMER), "single: model clinic:a", "10 cases, 0 rows left out", "abc1234", "torch 2.13.0"):
         assert words in page
     assert "<title>Consultations on clinic</title>" in page
+
+
+def test_it_says_which_cases_were_chosen(tmp_path):
+    chosen = {"split": "train", "free_text": "grade", "limit": 50}
+    page = read(main([str(write_evaluation(tmp_path, {"own": {"a": result()}}, chosen=chosen))]))
+    assert "10 cases, 0 rows left out; from own.jsonl; split train; open questions, too; only the first 50<" in page
+
+
+def test_it_says_how_fast_it_was_run(tmp_path):
+    paces = [{"concurrency": 64, "per_minute": None}, {"concurrency": 8, "per_minute": 60.0}, {}]
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"c": {"a": result()}}, seed, **pace) for seed, pace in enumerate(paces)
+    ]
+    page = read(main([*map(str, folders), "--out", str(tmp_path / "report.html")]))
+    assert "<dd>64 consultations at a time</dd>" in page
+    assert "<dd>8 consultations at a time, at most 60 requests a minute of a process to each model</dd>" in page
+    assert "waiting in a queue counts" in page
+    assert "<dt>pace</dt>" not in read(main([str(folders[2])]))
 
 
 def test_other_specs_of_a_seed_are_told(tmp_path):

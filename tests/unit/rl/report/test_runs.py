@@ -1,7 +1,9 @@
 """What a report is made of, and figures over seeds, by hand."""
 
+import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -65,11 +67,29 @@ def test_one_seed_keeps_its_own_interval(seeds):
 
 
 def test_several_seeds_are_their_mean_with_students_t(seeds):
-    found = seeds(result(0.5), result(0.9), result(0.7)).figure("slake", "b", "accuracy")
-    half = 4.302653 * 0.2 / math.sqrt(3)  # t(0.975, 2 degrees), and a standard deviation of 0.2
+    found = seeds(result(0.65), result(0.75), result(0.7), cases="clinic").figure("clinic", "b", "accuracy")
+    half = 4.302653 * 0.05 / math.sqrt(3)  # t(0.975, 2 degrees), and a standard deviation of 0.05
     assert found.value == pytest.approx(0.7), "not the best"
-    assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half))
+    assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half)), "the clinic's cases are others each time"
     assert found.n == 3
+
+
+def test_seeds_of_the_same_cases_have_the_interval_of_the_cases_too(seeds):
+    found = seeds(result(0.65), result(0.75), result(0.7)).figure("slake", "b", "accuracy")
+    half = math.hypot(4.302653 * 0.05 / math.sqrt(3), 0.1)  # each seed's own is from 0.4 to 0.6
+    assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half))
+
+
+def test_intervals_end_where_values_do(seeds):
+    def found(difference):
+        return result(0.5, cost={"calls": 5 + 100 * difference}, against_reference=told(difference, 0.5))
+
+    several = seeds(found(-0.9), found(-0.1), found(0.9))
+    difference = several.figure("slake", "b", "against_reference", "difference")
+    assert (difference.low, difference.high) == (-1.0, 1.0)
+    assert several.figure("slake", "b", "cost", "calls").low < -1
+    within = seeds(found(-0.05), found(0.0)).figure("slake", "b", "against_reference", "difference")
+    assert -1 < within.low < 0 < within.high < 1
 
 
 def test_a_mean_without_an_interval_gets_one_over_seeds(seeds):
@@ -105,6 +125,12 @@ def test_p_over_seeds_is_students(seeds):
     assert seeds(*[found[0]] * 3).p("slake", "b") is None, "no spread, no test"
 
 
+def test_a_system_without_a_result_is_not_compared(seeds):
+    nothing = result(against_reference={"difference": figure(None, n=0), "only_first": 0, "only_second": 0, "p": 1.0})
+    assert seeds(nothing).p("slake", "b") is None
+    assert seeds(nothing, result(against_reference=told(0.1, 0.25))).p("slake", "b") == 0.25
+
+
 def test_other_systems_are_another_study(tmp_path):
     one = write_evaluation(tmp_path / "one", {"slake": {"a": result(), "b": result()}})
     two = write_evaluation(tmp_path / "two", {"slake": {"a": result()}}, seed=1)
@@ -125,8 +151,47 @@ def test_one_seed_may_lie_in_folders_of_other_cases(tmp_path):
 
 def test_the_same_seed_twice_is_refused(tmp_path):
     folders = [write_evaluation(tmp_path / name, {"slake": {"a": result()}}) for name in ("one", "two")]
-    with pytest.raises(ValueError, match=r"one and .*two both hold seed 0 of slake"):
+    with pytest.raises(ValueError, match=r"one and .*two both hold seed 0 of slake, of the same systems; give one"):
         study(*folders)
+
+
+@pytest.fixture
+def consultations(tmp_path):
+    """What `rl.evaluate --model` leaves, whose system has the same name whoever it is; each as `MODEL SEED`."""
+
+    def make(*named):
+        folders = []
+        for place, (model, seed) in enumerate(name.split() for name in named):
+            systems = {"mmedagent": {"system": "mmedagent", "attending": model}}
+            found = {"slake": {"mmedagent": result()}}
+            folders.append(write_evaluation(tmp_path / f"{place}", found, int(seed), systems=systems))
+        return studies_of(read_runs(folders)[0])
+
+    return make
+
+
+def together(studies):
+    """The models and seeds of each study."""
+    return [[f"{one.systems['mmedagent']['attending']} {one.seed}" for one in study.evaluations] for study in studies]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["before 0", "after 0"], [["before 0"], ["after 0"]]),
+        (["before 0", "after 1", "before 1", "after 0"], [["before 0", "before 1"], ["after 0", "after 1"]]),
+        (["run-2 2", "run-0 0", "run-1 1"], [["run-0 0", "run-1 1", "run-2 2"]]),
+        (["run-1 1", "base 0", "run-0 0", "base 1"], [["run-0 0", "run-1 1"], ["base 0", "base 1"]]),
+    ],
+)
+def test_other_models_of_one_seed_are_no_seeds_of_one_system(consultations, given, expected):
+    assert together(consultations(*given)) == expected
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["base 0", "run-0 0", "run-1 1"])))
+def test_what_could_be_a_seed_of_two_is_refused_in_any_order(consultations, order):
+    with pytest.raises(ValueError, match=r"0, .*1, .*2 name their systems alike, but these differ"):
+        consultations(*order)
 
 
 def test_other_references_are_refused(tmp_path):
@@ -134,3 +199,78 @@ def test_other_references_are_refused(tmp_path):
     folders = [write_evaluation(tmp_path / name, found, seed, reference=name) for seed, name in enumerate("ab")]
     with pytest.raises(ValueError, match=r"compares with 'a', and .* with 'b'"):
         study(*folders)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        ("slake", "mine/slake.jsonl", r"source 'slake' and '/.*mine/slake.jsonl'"),
+        ("siteA/slake.jsonl", "siteB/slake.jsonl", r"source '/.*siteA/slake.jsonl' and '/.*siteB/slake.jsonl'"),
+    ],
+)
+@pytest.mark.parametrize("systems", ["aa", "ab"])
+def test_other_cases_of_the_same_name_are_no_column(tmp_path, one, two, said, systems):
+    """Neither as two seeds of one system, nor as two systems."""
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"slake": {system: result()}}, seed, {"slake": source})
+        for seed, (source, system) in enumerate(zip((one, two), systems, strict=True))
+    ]
+    with pytest.raises(ValueError, match=rf"slake in .*0 and slake in .*1 are different cases: {said}"):
+        studies_of(read_runs(folders)[0])
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [("slake", "slake:/data/SLAKE"), ("x/../slake.jsonl", "slake.jsonl"), ("clinic", "clinic")]
+)
+def test_the_same_cases_may_be_named_in_several_ways(tmp_path, one, two):
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"slake": {"a": result()}}, seed, {"slake": source})
+        for seed, source in enumerate((one, two))
+    ]
+    assert study(*folders).seeds == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        ({}, {"split": "train"}, "split 'test' and 'train'"),
+        ({"free_text": "grade"}, {}, "free_text 'grade' and 'skip'"),
+        ({"limit": 50}, {}, "limit 50 and None"),
+    ],
+)
+def test_seeds_of_other_choices_of_cases_are_refused(tmp_path, one, two, said):
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"slake": {"a": result()}}, seed, {"slake": "slake"}, chosen)
+        for seed, chosen in enumerate((one, two))
+    ]
+    with pytest.raises(ValueError, match=said):
+        study(*folders)
+
+
+def test_the_default_split_may_be_named_or_not_be_known(tmp_path):
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"slake": {"a": result()}}, seed, {"slake": "slake"}, {"split": split})
+        for seed, split in enumerate((None, "test", None))
+    ]
+    said = json.loads((folders[2] / "evaluation.json").read_text())
+    said["cases"]["slake"] = {"source": "slake", "cases": 10, "skipped": 0}
+    (folders[2] / "evaluation.json").write_text(json.dumps(said))
+    assert study(*folders).seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+a", "-a", "@a", "../../elsewhere", "a/b", "a b", "", ".hidden", "a\n"])
+def test_a_name_that_is_a_formula_or_a_path_is_refused(tmp_path, name):
+    for found, fields in (
+        ({"slake": {name: result()}}, {}),
+        ({name: {"a": result()}}, {}),
+        ({"slake": {"a": result()}}, {"reference": name}),
+    ):
+        folder = write_evaluation(tmp_path, found, **fields)
+        with pytest.raises(ValueError, match=f"has the name {re.escape(repr(name))}; names are letters"):
+            read_runs([folder])
+
+
+def test_names_that_an_evaluation_gives_are_taken(tmp_path):
+    names = ["mmedagent", "qwen2.5-vl_7B+lora", "7b", "_x", "画像"]
+    (evaluation,), _ = read_runs([write_evaluation(tmp_path, {name: {name: result()} for name in names})])
+    assert list(evaluation.systems) == names

@@ -1,6 +1,7 @@
 """The tables, and what other programs get of them."""
 
 import csv
+import dataclasses
 import io
 import re
 
@@ -81,12 +82,27 @@ def test_a_row_for_each_system_with_its_interval(studies):
     assert "bootstrap over images" in table.notes[0]
 
 
+FRESH = "Of clinic each seed has cases of its own, so that it is by Student's t over the seeds."
+SAME = "All seeds are of the same cases, so that it is of other runs, by Student's t over the seeds, and of other cases"
+
+
 def test_over_seeds_the_note_says_so(studies):
-    told = accuracy_table(studies(({"clinic": {"a": result(0.4)}}, 7), ({"clinic": {"a": result(0.6)}}, 3)))
-    assert told.rows[0].cells[0].value == "50.0"
-    assert told.notes == [
-        "Each figure is the mean over all seeds (3, 7) with its 95% interval over seeds, by Student's t."
-    ]
+    found = studies(({"clinic": {"a": result(0.4)}}, 7), ({"clinic": {"a": result(0.6)}}, 3))
+    table = accuracy_table(found)
+    assert table.rows[0].cells[0] == Cell("50.0", "0.0", "100.0"), "shares end at 0 and 1"
+    assert table.notes == [f"Each figure is the mean over all seeds (3, 7) with its 95% interval. {FRESH}"]
+
+
+def test_over_seeds_on_the_same_cases_the_note_says_so(studies):
+    both = {"clinic": {"a": result(0.5)}, "own": {"a": result(0.5)}}
+    (note,) = accuracy_table(studies((both, 0), (both, 1))).notes
+    assert SAME in note
+    assert note.endswith(FRESH)
+    own = {"own": {"a": result(0.5)}}
+    table = accuracy_table(studies((own, 0), (own, 1)))
+    assert table.rows[0].cells[0] == Cell("50.0", "40.0", "60.0"), "not of no width, where nothing differs"
+    assert SAME in table.notes[0]
+    assert FRESH not in table.notes[0]
 
 
 def test_where_some_have_one_seed_both_notes_are_there(studies):
@@ -94,6 +110,15 @@ def test_where_some_have_one_seed_both_notes_are_there(studies):
     over, once = accuracy_table(found).notes
     assert "seeds (0, 1)" in over
     assert once.startswith("Where there is one seed: intervals are at 95%, by bootstrap")
+
+
+def test_a_figure_that_one_seed_alone_knows_is_not_said_to_be_over_seeds(studies):
+    found = studies({"own": {"a": result(0.5)}}, ({"own": {"a": result(accuracy=figure(None, n=0))}}, 1))
+    table = accuracy_table(found)
+    assert table.rows[0].cells[0] == Cell("50.0", "40.0", "60.0")
+    once, missing = table.notes
+    assert once.startswith("Intervals are at 95%, by bootstrap over images")
+    assert missing.startswith("a on own: of its cases 10 gave no result")
 
 
 def test_papers_are_quoted_under_their_benchmarks_only(studies):
@@ -127,6 +152,28 @@ def test_a_file_that_is_named_as_a_benchmark_is_none(studies):
     assert [row.label for row in table.rows] == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("chosen", "why"),
+    [
+        ({"split": "train"}, "split train"),
+        ({"free_text": "grade"}, "open questions, too"),
+        ({"limit": 50, "split": "validation"}, "split validation, the first 50 cases"),
+    ],
+)
+def test_no_paper_is_quoted_for_other_cases_than_its_own(studies, chosen, why):
+    table = accuracy_table(studies({"slake": {"a": result()}}, sources={"slake": "slake"}, chosen=chosen))
+    assert [row.label for row in table.rows] == ["a"]
+    assert table.notes[1:] == [
+        f"Of SLAKE no paper is quoted: here it is {why}, and the papers' figures are of the closed questions of the "
+        "whole test split."
+    ]
+
+
+def test_papers_are_quoted_where_their_split_is_named(studies):
+    table = accuracy_table(studies({"slake": {"a": result()}}, sources={"slake": "slake"}, chosen={"split": "test"}))
+    assert "GPT-4o" in [row.label for row in table.rows]
+
+
 def test_systems_of_the_same_name_are_told_apart(studies):
     found = studies({"clinic": {"a": result()}}, {"clinic": {"a": result(), "b": result()}})
     assert [one.label for one in measured(found)] == ["a (0)", "a (1)", "b"]
@@ -141,11 +188,58 @@ def test_folders_of_the_same_name_are_told_apart(tmp_path):
     assert [one.label for one in found] == [f"a ({folders[0]})", f"a ({folders[1]})", "b"]
 
 
-def test_figures_of_fewer_cases_say_so(studies):
-    few = result(accuracy=figure(0.5, 0.4, 0.6, 7), failed=2, left=1)
+@pytest.mark.parametrize(
+    ("counts", "n", "said"),
+    [
+        ({"failed": 2, "left": 1}, 7, "2 failed, and 1 gave no result, such as those of a shard that is not there"),
+        ({"failed": 2}, 8, "2 failed"),
+        ({"done": 4, "left": 0}, 4, "6 gave no result, such as those of a shard that is not there"),
+        ({"done": 0, "left": 10}, 0, "10 gave no result, such as those of a shard that is not there"),
+    ],
+)
+def test_figures_of_fewer_cases_say_so(studies, counts, n, said):
+    few = result(accuracy=figure(0.5 if n else None, 0.4, 0.6, n), **counts)
     table = accuracy_table(studies({"clinic": {"a": result(), "b": few}}))
-    assert table.columns[0].about == "7 to 10 cases"
-    assert "b on clinic: 2 cases failed and 1 were not begun; its figures are of the rest." in table.notes
+    assert table.columns[0].about == f"{n} to 10 cases"
+    assert table.notes[-1] == f"b on clinic: of its cases {said}; its figures are of the rest."
+
+
+def test_a_smaller_limit_than_before_leaves_nothing_out(studies):
+    """Results of an earlier run, with more cases, are all there."""
+    notes = accuracy_table(studies({"clinic": {"a": result(accuracy=figure(0.5, 0.4, 0.6, 30))}})).notes
+    assert len(notes) == 1
+
+
+def test_models_of_one_name_have_rows_of_their_own(tmp_path):
+    folders = [
+        write_evaluation(tmp_path / name, {"c": {"mmedagent": result(value)}}, systems={"mmedagent": {"system": name}})
+        for name, value in (("before", 0.25), ("after", 0.75))
+    ]
+    table = accuracy_table(studies_of(read_runs(folders)[0]))
+    rows = {row.label: row.cells[0].value for row in table.rows}
+    assert rows == {"mmedagent (before)": "25.0", "mmedagent (after)": "75.0"}
+    assert len(table.notes) == 1, "nothing is pooled"
+
+
+def test_a_row_of_several_trainings_says_so(tmp_path):
+    def spec(seed):
+        return {
+            "system": "mmedagent",
+            "attending": f"run-{seed}",
+            "specialists": ["x", "y"],
+            **({"votes": 5} if seed else {}),
+        }
+
+    folders = [
+        write_evaluation(tmp_path / str(seed), {"c": {"a": result(), "b": result()}}, seed,
+                         systems={"a": spec(seed), "b": {"system": "single", "model": "m"}})
+        for seed in (0, 1)
+    ]  # fmt: skip
+    notes = accuracy_table(studies_of(read_runs(folders)[0])).notes
+    assert notes[1:] == [
+        "a is another with each seed, such as one training for each, and its row is the mean of these: "
+        "attending is run-0 (seed 0), run-1 (seed 1); votes is not given (seed 0), 5 (seed 1)."
+    ]
 
 
 # The others
@@ -177,6 +271,53 @@ def test_attending_and_cost(studies):
     ]
     assert [cell.text for cell in cost.rows[0].cells][-2:] == ["-", "-"], "the reference"
     assert cost.title == "Triage, cost, and comparison with a: clinic"
+
+
+def test_what_was_withheld_stands_beside_what_could_not_be_read(studies):
+    withheld = result(abstained=figure(0.2, 0.1, 0.3))
+    never = result(abstained=figure(0.0, 0.0, 0.1))
+    table = cost_table(measured(studies({"clinic": {"a": never, "b": withheld}})), "clinic", "clinic")
+    assert [column.title for column in table.columns][:4] == ["triage", "unparsed", "abstained", "calls"]
+    assert [row.cells[2].text for row in table.rows] == ["0.0 [0.0, 10.0]", "20.0 [10.0, 30.0]"]
+    for nobody in (never, result()):
+        table = cost_table(measured(studies({"clinic": {"a": nobody}})), "clinic", "clinic")
+        assert "abstained" not in [column.title for column in table.columns]
+
+
+def test_the_best_single_specialist_has_its_number(studies):
+    def best(doctor, value):
+        return result(best_specialist={"doctor": doctor, **figure(value, value - 0.1, value + 0.1)})
+
+    systems = measured(
+        studies(
+            {
+                "clinic": {
+                    "a": best("2", 0.7),
+                    "b": result(best_specialist={"doctor": "1", **figure(None, n=0)}),
+                    "c": result(best_specialist=None),
+                }
+            }
+        )
+    )
+    table = attending_table(systems, "clinic", "clinic")
+    assert [column.title for column in table.columns][-2:] == ["best single specialist", "its number"]
+    assert [[cell.text for cell in row.cells[-2:]] for row in table.rows] == [
+        ["70.0 [60.0, 80.0]", "2"],
+        ["-", "-"],
+        ["-", "-"],
+    ]
+    assert "on one half of the images" in table.notes[0]
+    systems = measured(studies({"own": {"a": best("2", 0.7)}}, ({"own": {"a": best("1", 0.7)}}, 1)))
+    assert [cell.text for cell in attending_table(systems, "own", "own").rows[0].cells[-2:]] == [
+        "70.0 [60.0, 80.0]",
+        "2, 1",
+    ]
+
+
+def test_a_triage_that_nobody_was_asked_for_is_an_empty_cell(studies):
+    nobody = result(triage={"accuracy": figure(None, n=0), "confusion": {}})
+    table = cost_table(measured(studies({"clinic": {"a": result(), "b": nobody}})), "clinic", "clinic")
+    assert [row.cells[0].text for row in table.rows] == ["90.0 [80.0, 100.0]", "-"]
 
 
 def test_who_hears_no_specialists_makes_nothing_of_them(studies):
@@ -212,13 +353,15 @@ def test_the_notes_say_which_test_it_is(studies):
     assert "p is by McNemar's exact test" in detail_notes(studies(found))[1]
     both = detail_notes(studies(found, (found, 1)))[1]
     assert "p is by Student's t over the seeds, where there are several, or else by McNemar's exact test" in both
+    assert "believe the interval" in detail_notes(studies(found, (found, 1)))[2]
 
 
 # CSV and LaTeX
 
 
 def test_csv_has_what_the_table_has(studies):
-    table = accuracy_table(studies({"slake": {'a"b,c': result(0.5)}}, sources={"slake": "slake"}))
+    table = accuracy_table(studies({"slake": {"a": result(0.5)}}, sources={"slake": "slake"}))
+    table = dataclasses.replace(table, rows=[dataclasses.replace(table.rows[0], label='a"b,c'), *table.rows[1:]])
     rows = list(csv.reader(io.StringIO(csv_of(table))))
     assert rows[0] == ["system", "quoted", "SLAKE", "SLAKE low", "SLAKE high"]
     assert rows[1] == ['a"b,c', "no", "50.0", "40.0", "60.0"]
