@@ -192,7 +192,7 @@ def _best(
 
 def _half(outcome: Outcome) -> int:
     """In which half of the images a case is: what is chosen on one is measured on the other."""
-    return hashlib.sha256(outcome.image.encode()).digest()[0] % 2
+    return hashlib.sha256(outcome.image.encode("utf-8", "backslashreplace")).digest()[0] % 2
 
 
 def _triage(outcomes: Sequence[Outcome], of: Callable[..., dict[str, Any]]) -> dict[str, Any]:

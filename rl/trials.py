@@ -51,7 +51,10 @@ class Shard:
 
     def holds(self, case: str) -> bool:
         """Whether a case is in it."""
-        return int.from_bytes(hashlib.sha256(case.encode()).digest()[:8]) % self.of == self.index
+        return (
+            int.from_bytes(hashlib.sha256(case.encode("utf-8", "backslashreplace")).digest()[:8]) % self.of
+            == self.index
+        )
 
     def __str__(self) -> str:
         """As a part of a file's name."""

@@ -304,7 +304,9 @@ def _group_table(systems: Sequence[Measured], cases: str, title: str, name: str)
         Row(one.label, [percent(one.figure(cases, "by", name, column.title)) for column in heads]) for one in systems
     ]
     left = [f"The {GROUPS} largest of {len(order)}."] if len(order) > GROUPS else []
-    told = {"specialty": "whom triage referred to"}.get(name, name.replace("_", " "))
+    told = {"specialty": "labelled specialty", "referred": "whom the reference referred to"}.get(
+        name, name.replace("_", " ")
+    )
     return Table(f"Accuracy by {told}: {title}, in %", heads, _telling(rows), left)
 
 

@@ -338,7 +338,7 @@ def test_groups_have_tables_of_their_own(studies):
         ("easy", "5 cases"),
         ("hard", "2 to 3 cases"),
     ]
-    assert specialties.title == "Accuracy by whom triage referred to: clinic, in %"
+    assert specialties.title == "Accuracy by labelled specialty: clinic, in %"
     assert [row.cells[1].text for row in specialties.rows] == ["-", "50.0 [40.0, 60.0]"]
     assert [column.title for column in organs.columns] == ["Head", "Lung"], "the largest first"
     assert [row.label for row in organs.rows] == ["a"]
