@@ -106,9 +106,13 @@ class Contest:
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self.entries = entries
-        self._graphs = {name: entry.begin() for name, entry in entries.items() if not entry.system.match_tokens}
-        self._ones = {name: self._one(entry) for name, entry in entries.items() if entry.system.match_tokens}
+        matching = {name: entry for name, entry in entries.items() if entry.system.match_tokens}
+        self._graphs = {name: entry.begin() for name, entry in entries.items() if name not in matching}
+        self._ones = {name: self._one(entry) for name, entry in matching.items()}
         self._graphs_of_one = {name: entry.begin() for name, entry in self._ones.items()}
+        for entry in matching.values():
+            if known := entry.trial.settings:  # begun before: with as many samples
+                entry.begin(known["samples"])
 
     async def run(self) -> None:
         """Run all; last come those that must know what others cost."""

@@ -124,6 +124,10 @@ def test_other_settings_under_the_same_name_are_refused(flags, models, tmp_path,
             main([*flags, "--seed", "7"] if wrong == "seed" else flags)
         models["says-CT"].label = "says-CT"
         assert f"alone was made with another {wrong};" in capsys.readouterr().err
+    systems.write_text(YAML.replace("self_consistency, model: says-CT", "self_consistency, model: says-MRI"))
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert "was made with another system, models;" in capsys.readouterr().err
     assert asked(models) == before
 
 
