@@ -43,8 +43,10 @@ from rl.train_triage import COMMAND as TRIAGE
 COMMANDS = {command.module: command for command in (ATTENDING, SFT, TRIAGE)}
 BASE = "base"
 SPECIAL = ("random", "label", "nobody")
-GRPO = ("--train_size", "1000", "--stage_steps", "60", "90", "90")
-"""Of the clinic's attendings, so that all of the table is made in an hour."""
+CLINICS = ("--train_size", "1000", "--eval_size", "100")
+"""Of the clinic's trainings, so that all of the table is made in an hour; what is held out is measured afterwards."""
+GRPO = (*CLINICS, "--stage_steps", "60", "90", "90")
+"""Of its attendings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +62,12 @@ class Training:
 
 
 TRAININGS = {
-    "triage": Training("rl.train_triage", clinic=("--train_size", "1000"), hears=False),
+    "triage": Training("rl.train_triage", clinic=CLINICS, hears=False),
     "curriculum": Training("rl.train_attending", clinic=GRPO),
     "mixed": Training("rl.train_attending", ("--stages", "mixed", "mixed", "mixed"), GRPO),
     "reversed": Training("rl.train_attending", ("--stages", "hard", "medium", "easy"), GRPO),
     "no-gamma": Training("rl.train_attending", ("--gammas", "0", "0", "0"), GRPO),
-    "sft": Training("rl.train_sft", clinic=("--train_size", "1000")),
+    "sft": Training("rl.train_sft", clinic=CLINICS),
 }
 """By the name of the run."""
 
