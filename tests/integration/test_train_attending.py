@@ -241,17 +241,19 @@ def own_cases(tmp_path: Path, cases, images) -> Path:
     return path
 
 
-def test_cases_of_ones_own(tmp_path: Path, own_cases: Path, capsys: pytest.CaptureFixture):
+def test_cases_of_ones_own(tmp_path: Path, own_cases: Path):
     flags = ["--cases", str(own_cases), "--split", "train", "--max_steps", "2", *SMALL]
     summary = main(["--runs", str(tmp_path / "runs"), *flags])
     assert summary["ideal"] is None
     assert summary["gap_closed"] is None
     assert summary["cases"]["skipped"] == 6
     assert summary["cases"]["train"] + summary["cases"]["held_out"] == 12
-    evaluate_main(["--model", str(tmp_path / "runs/latest/model"), "--cases", str(own_cases), "--split", "test"])
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (report["cases"], report["skipped"]) == (4, 2)
-    assert 0 <= report["unparsed"] <= 1
+    flags = ["--model", str(tmp_path / "runs/latest/model"), "--cases", str(own_cases), "--split", "test"]
+    report = evaluate_main(flags)
+    ((name, about),) = report["cases"].items()
+    assert (about["cases"], about["skipped"]) == (4, 2)
+    assert report["results"][name]["mmedagent"]["done"] == 4
+    assert 0 <= report["results"][name]["mmedagent"]["unparsed"]["value"] <= 1
 
 
 @pytest.fixture
@@ -320,7 +322,7 @@ def test_rows_without_options_can_be_graded_as_they_are(tmp_path: Path, own_case
     assert summary["cases"]["held_out"] == 6
 
 
-def test_real_questions_and_images(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_real_questions_and_images(tmp_path: Path):
     """VQA-RAD: a small part of it goes through training and evaluation without failure."""
     source = SHARED / "vqa_rad" / "cases.jsonl"
     if not source.is_file():
@@ -332,8 +334,6 @@ def test_real_questions_and_images(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     flags = ["--cases", str(tmp_path / "cases.jsonl"), "--split", "train", "--max_steps", "2", *SMALL]
     main(["--runs", str(tmp_path / "runs"), *flags])
-    evaluate_main(
-        ["--model", str(tmp_path / "runs/latest/model"), "--cases", str(tmp_path / "cases.jsonl"), "--split", "test"]
-    )
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["cases"] > 0
+    flags = ["--model", str(tmp_path / "runs/latest/model"), "--cases", str(tmp_path / "cases.jsonl")]
+    report = evaluate_main([*flags, "--split", "test"])
+    assert report["results"]["cases"]["mmedagent"]["done"] == report["cases"]["cases"]["cases"] > 0
