@@ -38,7 +38,7 @@ class FrozenAnswers:
         """The key of an answer. The images count by their references, which are hashes of their bytes."""
         asked = [[message.type, str(message.text)] for message in messages]
         who = [state.get("specialty"), state.get("doctor"), state.get("vote")]
-        whole = json.dumps([node, who, identity(model), asked, state["images"]], sort_keys=True, default=repr)
+        whole = json.dumps([node, who, _identity(model), asked, state["images"]], sort_keys=True, default=repr)
         return (NAMESPACE, node), hashlib.sha256(whole.encode()).hexdigest()
 
     def get(self, key: FullKey) -> BaseMessage | None:
@@ -76,12 +76,12 @@ class Kept(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=free)])
 
 
-def identity(model: Any) -> Any:
+def _identity(model: Any) -> Any:
     """Who answers, and how it samples, as plain values."""
     if isinstance(model, RunnableBindingBase):
-        return [identity(model.bound), model.kwargs]
+        return [_identity(model.bound), model.kwargs]
     if isinstance(model, RunnableWithFallbacks):
-        return [identity(model.runnable), *map(identity, model.fallbacks)]
+        return [_identity(model.runnable), *map(_identity, model.fallbacks)]
     if isinstance(model, BaseChatModel):
         addresses = [value for _, value in model if isinstance(value, str) and "://" in value]
         return [f"{type(model).__module__}.{type(model).__qualname__}", model.asdict(), addresses]

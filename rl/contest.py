@@ -1,7 +1,7 @@
 """A contest: several systems on the same cases.
 
 Invariant: whatever can be found wrong is found before anybody is asked, and all answers of an entry are of one system,
-one set of weights, one seed and one source of cases.
+one set of weights, one seed and the cases as they are now.
 """
 
 import dataclasses
@@ -40,8 +40,6 @@ class Entry:
     system: System
     trial: Trial
     cases: Sequence[LabeledCase]
-    source: str
-    """Where the cases come from."""
     means: Means
 
     def begin(self, samples: int | None = None) -> Consultation:
@@ -60,12 +58,12 @@ class Entry:
         self.trial.begin(
             {
                 "system": self.system.model_dump(exclude_none=True),
-                "models": means.models.identities(self.system.named),
-                "cases": self.source,
+                "weights": means.models.weights(self.system.named),
                 "seed": means.seed,
                 "samples": samples,
             }
         )
+        self.trial.check(self.cases)
         return graph
 
     def _know_prices(self) -> None:
@@ -119,9 +117,10 @@ class Contest:
         for name, graph in self._graphs.items():
             await self.entries[name].run(graph)
         for name, one in self._ones.items():
-            await one.run(self._graphs_of_one[name])
             entry = self.entries[name]
-            samples = (entry.trial.settings or {}).get("samples") or self._samples(entry, one)
+            if (samples := (entry.trial.settings or {}).get("samples")) is None:
+                await one.run(self._graphs_of_one[name])
+                samples = self._samples(entry, one)
             if samples is None:
                 waits = f"note: {name} must know what {entry.system.match_tokens} costs on all cases, and not all are "
                 print(f"{waits}done or have failed; once they are (in all shards), the same command goes on")

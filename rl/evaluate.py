@@ -142,7 +142,9 @@ async def evaluate(given: argparse.Namespace) -> dict[str, Any]:
         report["cases"][name] = about
         report["results"][name] = _results(contest, reference, prices, given)
         print_results(name, report["results"][name])
-        (given.out / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+        written = given.out / f"evaluation{given.shard}.part"
+        written.write_text(json.dumps(report, indent=2) + "\n")
+        written.replace(given.out / "evaluation.json")
     if means.budget.gone:
         print(f"note: {means.budget.spent:.2f} dollars are spent; a larger --max_dollars goes on from here")
     return report
@@ -180,12 +182,12 @@ def _contest(
     name = short(cases)
     cohort = measured(cases, means.images, given.split, given.free_text, given.size, given.seed)
     chosen = list(cohort.cases[: given.limit])
-    source = str(Path(cases).resolve()) if Path(cases).exists() else cases
     entries = {
-        system: Entry(f"{name}: {system}", told, Trial(given.out / "trials" / name / system, given.shard), chosen,
-                      source, means)
+        system: Entry(
+            f"{name}: {system}", told, Trial(given.out / "trials" / name / system, given.shard), chosen, means
+        )
         for system, told in systems.items()
-    }  # fmt: skip
+    }
     about = {"source": cases, "split": given.split, "free_text": given.free_text, "limit": given.limit}
     return name, {**about, "cases": len(chosen), "skipped": cohort.skipped}, Contest(entries)
 

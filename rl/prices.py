@@ -3,8 +3,8 @@
 Prices are dollars for a million tokens, by the model's name as its provider tells it (`gpt-4o`, which is also that of
 `gpt-4o-2024-08-06`). A model whose name is a folder of this machine, and the clinic's own, cost none.
 
-Invariant: a ledger beside the results knows every dollar, also that of a case that failed afterwards, whatever stops
-the run.
+Invariant: a ledger beside the results knows the dollars of every call that was answered, also of a case that failed
+afterwards, whatever stops the run.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from rl.traces import NodeCall
 
 Prices = Mapping[str, tuple[float, float]]
 """Of a model: dollars for a million tokens that it reads, and that it writes."""
-DATED = re.compile(r"-\d{4}-?\d{2}-?\d{2}")
+DATED = re.compile(r"-(?:\d{4}-?\d{2}-?\d{2}|\d{4}|latest)$")
 FREE = (0.0, 0.0)
 
 
@@ -73,37 +73,44 @@ class Budget:
     """Dollars; None: whatever it costs."""
     prices: Prices | None = None
     ledger: Path | None = None
-    """A line for each case that has cost something; what other processes have written beside it counts from here on
-    (`dollars.0-of-2.txt`). Default: nothing is remembered."""
+    """The dollars of each call, a line each; each shard has its own, and a ceiling of its own. Default: nothing is
+    remembered."""
     spent: float = 0.0
+    unknown: set[str] = dataclasses.field(default_factory=set)
+    """The models of calls whose cost is not known."""
 
     def __post_init__(self) -> None:
         if self.ceiling is not None and not self.prices:
             raise ValueError("max_dollars: what calls cost is not known; give --prices FILE.yaml")
-        if self.ledger is not None:
-            for path in self.ledger.parent.glob("dollars*.txt"):
-                lines = path.read_text().splitlines(keepends=True)
-                self.spent += sum(float(line) for line in lines if line.endswith("\n"))
+        if self.ledger is not None and self.ledger.exists():
+            whole, newline, _ = self.ledger.read_text().rpartition("\n")  # a kill may have torn the last line
+            self.ledger.write_text(whole + newline)
+            self.spent = sum(map(float, whole.split()))
 
-    def add(self, calls: Sequence[NodeCall]) -> None:
-        """What a case has cost, less what came out of a cache.
-
-        Raises:
-            ValueError: if there is a ceiling, and what a call cost cannot be known.
-        """
-        asked = [call for call in calls if not call.cached]
-        dollars = dollars_of(asked, self.prices)
-        if dollars is None and self.ceiling is not None:
-            unknown = sorted({str(call.model) for call in asked if dollars_of([call], self.prices) is None})
-            raise ValueError(
-                f"max_dollars: what {', '.join(unknown)} costs is not known: its price must be in --prices, and it "
-                "must tell how many tokens it reads and writes"
-            )
-        if dollars:
+    def add(self, call: NodeCall) -> None:
+        """What a call has cost, unless it came out of a cache."""
+        if call.cached or self.prices is None:
+            return
+        dollars = dollars_of([call], self.prices)
+        if dollars is None:
+            self.unknown.add(str(call.model))
+        elif dollars:
             self.spent += dollars
             if self.ledger is not None:
                 with self.ledger.open("a") as file:
                     file.write(f"{dollars!r}\n")
+
+    def check(self) -> None:
+        """Stop where a ceiling cannot be kept.
+
+        Raises:
+            ValueError: if there is one, and what a call has cost is not known.
+        """
+        if self.ceiling is not None and self.unknown:
+            raise ValueError(
+                f"max_dollars: what {', '.join(sorted(self.unknown))} costs is not known: its price must be in "
+                "--prices, and it must tell how many tokens it reads and writes"
+            )
 
     @property
     def gone(self) -> bool:

@@ -11,7 +11,7 @@ A triage doctor may also be `random` or `random:SEED`, which draws the specialty
 set: the bound that routing alone can reach; or `nobody`, who refers to no one, so that the attending decides alone.
 """
 
-import hashlib
+import contextlib
 import json
 import re
 import threading
@@ -26,12 +26,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mmedagent_graph import baselines, build_graph
 from mmedagent_graph.consultation import Consultation
 from mmedagent_graph.context import Count, Share, Votes
-from mmedagent_graph.frozen import identity
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.many import in_one_line
 from mmedagent_graph.models import load_model, sampled
 from mmedagent_graph.state import TriageInput
 from rl.datasets import LabeledCase
+from rl.models import contents
+from rl.policy import PolicyChatModel
 
 Kind = Literal[
     "mmedagent",
@@ -186,10 +187,11 @@ class Models:
                 self._known[name].rate_limiter = InMemoryRateLimiter(requests_per_second=self._per_minute / 60)
         return self._known[name]
 
-    def identities(self, names: Sequence[str]) -> dict[str, str]:
-        """Of each of these models a hash of who it is, with its weights, and how it samples."""
-        told = {name: json.dumps(identity(self(name)), sort_keys=True, default=repr) for name in names}
-        return {name: hashlib.sha256(known.encode()).hexdigest() for name, known in told.items()}
+    def weights(self, names: Sequence[str]) -> dict[str, str]:
+        """Of those of these models that run on this machine a hash of their weights, wherever they lie."""
+        models = {name: self(name) for name in names}
+        folders = {name: model.model_name for name, model in models.items() if isinstance(model, PolicyChatModel)}
+        return {name: contents(Path(folder)) for name, folder in folders.items()}
 
 
 def _labelled(cases: Sequence[LabeledCase], images: ImageStore) -> Callable[[TriageInput], dict[str, Any]]:
@@ -204,8 +206,9 @@ def _labelled(cases: Sequence[LabeledCase], images: ImageStore) -> Callable[[Tri
 
     def triage(given: TriageInput) -> dict[str, Any]:
         with lock:
-            if not labels:
-                labels.update([(asked(case.given().fields(images)), case.specialty) for case in cases])
+            for case in cases if not labels else ():
+                with contextlib.suppress(ValueError, OSError):  # what cannot be read fails as a case of its own
+                    labels[asked(case.given().fields(images))] = case.specialty
         return {"specialty": labels[asked(given)]}
 
     return triage

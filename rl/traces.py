@@ -6,7 +6,7 @@ prompt. What nobody measured is None, never 0.
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -171,15 +171,26 @@ class Trace:
 class CallRecorder(BaseCallbackHandler):
     """Collects what the models of a consultation say: `graph.ainvoke(case, {"callbacks": [recorder]})`.
 
+    Args:
+        ended: told of each call as it ends. Default: nobody is.
+
     Attributes:
         calls: in the order in which they ended. A call that failed is none.
+        failed: who was asked last without an answer.
     """
 
     run_inline = True  # an async graph would hand each event to a thread, and lose their order
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[NodeCall], None] | None = None) -> None:
         self.calls: list[NodeCall] = []
+        self._ended = ended
         self._begun: dict[UUID, tuple[float, Mapping[str, Any]]] = {}
+        self._unanswered: set[str] = set()
+
+    @property
+    def failed(self) -> list[str]:
+        """Who was asked last without an answer, as `specialist Radiologist 2`; a retry that succeeds is an answer."""
+        return sorted(self._unanswered)
 
     def on_chat_model_start(
         self,
@@ -192,17 +203,26 @@ class CallRecorder(BaseCallbackHandler):
     ) -> None:
         """A call begins: who asks stands in its metadata."""
         self._begun[run_id] = time.perf_counter(), metadata or {}
+        self._unanswered.add(_who(metadata or {}))
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
         """A call has ended."""
         begun, asked = self._begun.pop(run_id)
         said = response.generations[0][0]
         if isinstance(said, ChatGeneration):
+            self._unanswered.discard(_who(asked))
             self.calls.append(_call(asked, said.message, time.perf_counter() - begun))
+            if self._ended is not None:
+                self._ended(self.calls[-1])
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """A call has failed."""
         self._begun.pop(run_id, None)
+
+
+def _who(asked: Mapping[str, Any]) -> str:
+    names = (asked.get(name) for name in ("langgraph_node", "specialty", "doctor", "vote"))
+    return " ".join(str(name) for name in names if name is not None)
 
 
 def _call(asked: Mapping[str, Any], message: BaseMessage, seconds: float) -> NodeCall:

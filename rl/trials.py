@@ -9,8 +9,10 @@ write files of their own, and any number of them is read as one.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -85,18 +87,34 @@ class Trial:
         Raises:
             ValueError: naming what differs, if those that are there were made by something else.
         """
-        settings = json.loads(json.dumps(settings))
-        if (known := self.settings) is not None:
-            differ = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
-            if differ:
-                raise ValueError(
-                    f"out: {self.folder} was made with another {', '.join(differ)}; remove it, or give another --out"
-                )
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        path, settings = self.folder / "settings.json", json.loads(json.dumps(settings))
+        if self.settings != settings and next(self.traces(), None) is None:
+            path.unlink(missing_ok=True)  # nothing was made by them
+        path.parent.mkdir(parents=True, exist_ok=True)
         written = self.folder / f"settings{self.shard}.part"
         written.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        written.replace(self.folder / "settings.json")
+        with contextlib.suppress(FileExistsError):  # of several shards that begin at once, one says it
+            os.link(written, path)
+        written.unlink()
+        known = self.settings or {}
+        if differ := [name for name in {**known, **settings} if known.get(name) != settings.get(name)]:
+            raise ValueError(
+                f"out: {self.folder} was made with another {', '.join(differ)}; remove it, or give another --out"
+            )
+
+    def check(self, cases: Sequence[LabeledCase]) -> None:
+        """See that the traces are of these cases as they are now.
+
+        Raises:
+            ValueError: naming one that was another when it was asked.
+        """
+        now = {case.id: _asked(case) for case in cases}
+        for trace in self.traces():
+            then = [trace.question, trace.options, trace.context, trace.answer, len(trace.images)]
+            if then != now.get(trace.case, then):
+                raise ValueError(
+                    f"cases: {trace.case!r} was another when {self.folder} was made; remove it, or give another --out"
+                )
 
     async def run(
         self,
@@ -113,42 +131,25 @@ class Trial:
             How many of the shard's cases are `done`, `failed`, and `left` because the budget is gone.
 
         Raises:
-            ValueError: if another process writes to the same file, a trace's case had another key, or what a call
-                costs cannot be known.
+            ValueError: if another process writes to the same file, or what a call costs cannot be known.
         """
         mine = {case.id: case for case in cases if self.shard.holds(case.id)}
-        done = self._done(mine)
+        done = {trace.case for trace in self.traces()} & mine.keys()
         counts = {"done": len(done), "failed": 0}
-        calls: dict[str, list[NodeCall]] = {}
         bar = tqdm(total=len(mine), initial=counts["done"], desc=title, unit="case", dynamic_ncols=True)
         with contextlib.closing(Results(self.folder / f"traces{self.shard}.jsonl", mine)) as results, bar:
-
-            async def line_of(case: LabeledCase) -> Line:
-                line, calls[case.id] = await _line(graph, images, case)
-                return line
 
             def keep(line: Line) -> None:
                 results.keep(line)
                 counts["failed" if "error" in line else "done"] += 1
                 bar.set_postfix(failed=counts["failed"], refresh=False)
                 bar.update()
-                budget.add(calls.pop(line["id"]))
+                budget.check()
 
-            await work_off(line_of, self._waiting(mine, done, budget), keep, concurrency)
+            await work_off(
+                functools.partial(_line, graph, images, budget), self._waiting(mine, done, budget), keep, concurrency
+            )
         return {**counts, "left": len(mine) - counts["done"] - counts["failed"]}
-
-    def _done(self, mine: Mapping[str, LabeledCase]) -> set[str]:
-        """The cases that have a trace."""
-        done = set()
-        for trace in self.traces():
-            if (case := mine.get(trace.case)) is not None:
-                if trace.answer != case.answer:
-                    raise ValueError(
-                        f"cases: {case.id!r} had another answer key when {self.folder} was made; remove it, or give "
-                        "another --out"
-                    )
-                done.add(case.id)
-        return done
 
     @staticmethod
     def _waiting(mine: Mapping[str, LabeledCase], done: Container[str], budget: Budget) -> Iterator[LabeledCase]:
@@ -184,16 +185,27 @@ class Trial:
         return (line for path in sorted(self.folder.glob(LINES)) for line in read_lines(path))
 
 
-async def _line(graph: Consultation, images: ImageStore, case: LabeledCase) -> tuple[Line, list[NodeCall]]:
-    """The line of one case, and the calls that it took, also where it failed."""
-    recorder = CallRecorder()
+async def _line(graph: Consultation, images: ImageStore, budget: Budget, case: LabeledCase) -> Line:
+    """The line of one case.
+
+    A graph in use goes on without a specialist, an expert or a vote that failed. In an evaluation that would be another
+    system's result: the case has failed, and what the others said is in the cache when it is tried again.
+    """
+    recorder = CallRecorder(budget.add)
     try:
         trace = await consult(graph, case, images, recorder)
     except Exception as error:
-        return {"id": case.id, "error": f"{type(error).__name__}: {error}"}, recorder.calls
-    if broken := _broken(trace):
-        return {"id": case.id, "error": broken}, recorder.calls
-    return {"id": case.id, **row_of(trace)}, recorder.calls
+        return {"id": case.id, "error": f"{type(error).__name__}: {error}"}
+    failed = {f"specialist {one['doctor']}: {one['error']}" for one in trace.opinions if one["error"]}
+    if failed := failed or set(recorder.failed):
+        return {"id": case.id, "error": f"failed: {'; '.join(sorted(failed))}"}
+    return {"id": case.id, **row_of(trace)}
+
+
+def _asked(case: LabeledCase) -> list[Any]:
+    """What a trace has of its case."""
+    given = case.given()
+    return [given.question, given.options, given.context, case.answer, len(case.images)]
 
 
 async def consult(
@@ -207,20 +219,6 @@ async def consult(
     if trace.answer is not None and trace.opinions:
         trace.tier = tier_of(trace.opinions, trace.answer)
     return trace
-
-
-def _broken(trace: Trace) -> str | None:
-    """Why a consultation that has ended is no result all the same: it went on without somebody who failed.
-
-    A graph in use goes on without a specialist that is down. In an evaluation that would make a case of other
-    specialists; what the others said is in the cache when it is tried again.
-    """
-    failed = [f"specialist {one['doctor']}: {one['error']}" for one in trace.opinions if one["error"]]
-    votes = trace.decision["votes"] if trace.decision else 0
-    heard = sum(call.vote is not None for call in trace.calls)
-    if votes > 1 and heard < votes:
-        failed.append(f"{votes - heard} of {votes} votes")
-    return f"failed: {'; '.join(failed)}" if failed else None
 
 
 def _last(calls: Sequence[NodeCall]) -> tuple[str, str | None]:

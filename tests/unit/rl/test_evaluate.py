@@ -108,26 +108,28 @@ def test_a_match_of_tokens_waits_for_all_shards(flags, capsys):
     assert (told["even"]["samples"], told["even"]["accuracy"]["n"]) == (5, 20)
 
 
-def test_other_settings_under_the_same_name_are_refused(flags, models, tmp_path, capsys):
+def test_other_settings_under_the_same_name_are_refused(flags, models, monkeypatch, tmp_path, capsys):
+    weights = {"says-CT": "base"}
+    monkeypatch.setattr(
+        "rl.systems.Models.weights", lambda self, names: {name: weights.get(name) for name in {*names} & {*weights}}
+    )
     main(flags)
     before = asked(models)
     systems = tmp_path / "systems.yaml"
     for text, wrong in (
-        (YAML.replace("single, model: says-CT", "single, model: says-MRI"), "system, models"),
-        (YAML, "models"),
+        (YAML.replace("single, model: says-CT", "single, model: says-MRI"), "system, weights"),
+        (YAML, "weights"),
         (YAML, "seed"),
     ):
         systems.write_text(text)
-        if wrong == "models":
-            models["says-CT"].label = "trained"
+        weights["says-CT"] = "trained" if wrong == "weights" else "base"
         with pytest.raises(SystemExit):
             main([*flags, "--seed", "7"] if wrong == "seed" else flags)
-        models["says-CT"].label = "says-CT"
         assert f"alone was made with another {wrong};" in capsys.readouterr().err
     systems.write_text(YAML.replace("self_consistency, model: says-CT", "self_consistency, model: says-MRI"))
     with pytest.raises(SystemExit):
         main(flags)
-    assert "was made with another system, models;" in capsys.readouterr().err
+    assert "was made with another system, weights;" in capsys.readouterr().err
     assert asked(models) == before
 
 

@@ -1,11 +1,13 @@
 """Systems from YAML: what each kind takes and needs, and the graphs they become."""
 
 import asyncio
+import shutil
 
 import pytest
 from fakes import QUESTION, FakeModel, answers, refers
 
 from rl.datasets import LabeledCase
+from rl.models import BASE, contents
 from rl.systems import TAKES, Models, System, read_systems
 
 PANEL = "triage: t, specialists: s"
@@ -118,11 +120,18 @@ def test_whoever_is_alone_is_asked_as_the_model_is(models, images, fields, warmt
     assert models["s"].warmth == warmth
 
 
-def test_identities_tell_models_apart(models):
-    models.update(s=FakeModel(answer=lambda _: "CT", label="s"), m=FakeModel(answer=lambda _: "CT", label="m"))
-    known = Models().identities(["s", "m"])
-    assert known["s"] != known["m"]
-    assert Models().identities(["s"]) == {"s": known["s"]}
+def test_weights_are_told_apart_wherever_they_lie(tmp_path):
+    for name in ("here", "there", "trained"):
+        shutil.copytree(BASE, tmp_path / name)
+    (file,) = (tmp_path / "trained").glob("*.safetensors")
+    with file.open("r+b") as weights:
+        weights.seek(file.stat().st_size // 2)
+        weights.write(b"trained")
+    assert contents(tmp_path / "here") == contents(tmp_path / "there") != contents(tmp_path / "trained")
+    assert Models().weights(["clinic:base", "clinic:doctor-1"]) == {"clinic:base": contents(tmp_path / "here")}
+
+
+def test_whom_a_system_asks(models):
     system = System(system="mmedagent", triage="random", specialists=["s", "m", "s"], attending="a")
     assert system.named == ["s", "m", "a"]
 

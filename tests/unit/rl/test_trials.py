@@ -12,6 +12,7 @@ from langgraph.cache.memory import InMemoryCache
 from rl.datasets import LabeledCase
 from rl.prices import Budget
 from rl.store import read_traces
+from rl.traces import NodeCall
 from rl.trials import Shard, Trial, consult
 
 CASES = [LabeledCase(f"case-{i}", f"Number {i}?", "CT", ["CT", "MRI"], groups={"organ": "Head"}) for i in range(12)]
@@ -131,7 +132,13 @@ async def test_what_a_failed_case_cost_counts_also_afterwards(trial, images, tmp
     budget = Budget(1.0, prices, tmp_path / "dollars.txt")
     await trial.run(made, CASES[:2], images, 1, budget)
     assert budget.spent == pytest.approx(8 * each)
-    (tmp_path / "dollars.1-of-2.txt").write_text(f"{each}\n0.5")  # another process's, with a torn line
+    (tmp_path / "dollars.1-of-2.txt").write_text("1.0\n")  # another process's
+    with (tmp_path / "dollars.txt").open("a") as file:
+        file.write("0.5")  # a torn line
+    for _ in range(2):
+        known = Budget(1.0, prices, tmp_path / "dollars.txt")
+        assert known.spent == pytest.approx(8 * each)
+    known.add(NodeCall("triage", None, None, None, "fake", "", None, None, None, None, 7, 3))
     assert Budget(1.0, prices, tmp_path / "dollars.txt").spent == pytest.approx(9 * each)
     counts = await trial.run(made, CASES, images, 1, Budget(1e-9, prices, tmp_path / "dollars.txt"))
     assert counts == {"done": 0, "failed": 0, "left": 12}
@@ -167,7 +174,7 @@ async def test_a_case_without_one_of_its_votes_is_no_result(trial, images):
         graph(images=images, attending=FakeModel(answer=answer), votes=3), CASES[:1], images, 1, Budget()
     )
     assert counts["failed"] == 1
-    assert trial.failed() == {"case-0": "failed: 1 of 3 votes"}
+    assert trial.failed() == {"case-0": "failed: vote 2"}
 
 
 async def test_what_other_shards_have_done_is_done(trial, images):
@@ -184,18 +191,23 @@ async def test_what_other_shards_have_done_is_done(trial, images):
     assert trial.failed() == {}
 
 
-async def test_another_key_is_another_case(trial, images):
+@pytest.mark.parametrize(
+    "change", [{"answer": "MRI"}, {"question": "Who?"}, {"options": ["CT", "PET"]}, {"context": "x"}, {"images": ["a"]}]
+)
+async def test_another_case_of_the_same_id_is_told(trial, images, change):
     await trial.run(graph(images=images), CASES[:2], images, 2, Budget())
-    other = [dataclasses.replace(CASES[0], answer="MRI")]
-    with pytest.raises(ValueError, match="cases: 'case-0' had another answer key"):
-        await trial.run(graph(images=images), other, images, 2, Budget())
+    trial.check(CASES)
+    with pytest.raises(ValueError, match="cases: 'case-0' was another when"):
+        trial.check([dataclasses.replace(CASES[0], **change), *CASES[1:]])
 
 
-def test_a_trial_is_of_one_making(trial):
+async def test_a_trial_is_of_one_making(trial, images):
+    trial.begin({"system": {"votes": 7}})  # nothing came of it
     made = {"system": {"votes": 3}, "seed": 0, "samples": None}
     trial.begin(made)
     trial.begin(dict(made))
     assert trial.settings == made
+    await trial.run(graph(images=images), CASES[:1], images, 1, Budget())
     with pytest.raises(ValueError, match="was made with another system, seed; remove it, or give another --out"):
         trial.begin({"system": {"votes": 5}, "seed": 1, "samples": None})
     with pytest.raises(ValueError, match="another weights"):
