@@ -77,7 +77,7 @@ class Kept(BaseChatModel):
 
 
 def _identity(model: Any) -> Any:
-    """Who answers, and how it samples, as plain values."""
+    """Who answers, and how it samples."""
     if isinstance(model, RunnableBindingBase):
         return [_identity(model.bound), model.kwargs]
     if isinstance(model, RunnableWithFallbacks):

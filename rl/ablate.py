@@ -112,9 +112,8 @@ class Ablation:
     """The trainings and measurements of an ablation, each made when it is first asked for.
 
     Args:
-        out: their folder.
         rows: of the table.
-        given: the flags.
+        given: the flags; `out` is the folder of all.
         more: flags that all GRPO trainings of an attending are given.
     """
 

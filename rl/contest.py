@@ -85,9 +85,10 @@ class Entry:
     def counts(self) -> dict[str, Any]:
         """Of all shards: how many of the cases are `done`, `failed` (why, in `failed_cases`), and `left`."""
         wanted = {case.id for case in self.cases}
-        failed = {case: why for case, why in self.trial.failed().items() if case in wanted}
-        done = sum(trace.case in wanted for trace in self.trial.traces())
-        counts = {"done": done, "failed": len(failed), "left": len(wanted) - done - len(failed), "failed_cases": failed}
+        known = {case: error for case, error in self.trial.outcomes().items() if case in wanted}
+        failed = {case: error for case, error in known.items() if error is not None}
+        left = len(wanted) - len(known)
+        counts = {"done": len(known) - len(failed), "failed": len(failed), "left": left, "failed_cases": failed}
         samples = (self.trial.settings or {}).get("samples")
         return counts if samples is None else {**counts, "samples": samples}
 

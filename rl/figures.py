@@ -8,7 +8,6 @@ frequent there is none, and the figures that ask for it leave the case out.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from mmedagent_graph.state import Opinion
 from mmedagent_graph.votes import entropy
 from rl.curriculum import TIERS
 from rl.prices import Prices, dollars_of
-from rl.statistics import calibration, risk_coverage, share, threshold
+from rl.statistics import calibration, digest, risk_coverage, share, threshold
 from rl.traces import Trace, is_right
 
 RISK = 0.1
@@ -85,7 +84,7 @@ def outcome_of(trace: Trace, prices: Prices | None = None) -> Outcome:
     some = any(is_right(opinion["answer"], trace.answer) for opinion in trace.opinions)
     return Outcome(
         case=trace.case,
-        image=" ".join(sorted(trace.images)) or trace.case,
+        image=cluster_of(trace),
         right=is_right(answer, trace.answer),
         readable=answer is not None or bool(tally),
         abstained=abstained,
@@ -107,6 +106,11 @@ def outcome_of(trace: Trace, prices: Prices | None = None) -> Outcome:
         seconds=sum(call.seconds or 0.0 for call in trace.calls),
         dollars=dollars_of(trace.calls, prices),
     )
+
+
+def cluster_of(trace: Trace) -> str:
+    """What cases about the same images have in common; a case without any is alone."""
+    return " ".join(sorted(trace.images)) or trace.case
 
 
 def majority(opinions: Sequence[Opinion]) -> str | None:
@@ -192,7 +196,7 @@ def _best(
 
 def _half(outcome: Outcome) -> int:
     """In which half of the images a case is: what is chosen on one is measured on the other."""
-    return hashlib.sha256(outcome.image.encode("utf-8", "backslashreplace")).digest()[0] % 2
+    return digest(outcome.image)[0] % 2
 
 
 def _triage(outcomes: Sequence[Outcome], of: Callable[..., dict[str, Any]]) -> dict[str, Any]:

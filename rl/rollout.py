@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
+import functools
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
@@ -191,11 +192,15 @@ async def at_once(
         done(*await finished)
 
 
+async def in_order(work: Sequence[Callable[[], Awaitable[Trace]]], title: str, quiet: bool = False) -> list[Trace]:
+    """Do many pieces of work, `CONCURRENCY` at a time; their traces in the order of the pieces."""
+    traces: dict[int, Trace] = {}
+    await at_once(work, traces.__setitem__, title, quiet)
+    return [traces[i] for i in range(len(work))]
+
+
 async def roll_upstream(
     rollout: Rollout, cases: Sequence[LabeledCase], title: str = "rollout", node: str = "attending", quiet: bool = False
 ) -> list[Trace]:
     """The upstream of many cases, in their order."""
-    traces: dict[int, Trace] = {}
-    pieces = [lambda case=case: rollout.upstream(case, node) for case in cases]
-    await at_once(pieces, traces.__setitem__, title, quiet)
-    return [traces[i] for i in range(len(cases))]
+    return await in_order([functools.partial(rollout.upstream, case, node) for case in cases], title, quiet)

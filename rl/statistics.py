@@ -4,6 +4,7 @@ Shares are of 1, p-values two-sided, intervals at 95 %. Nothing here knows of co
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
@@ -19,6 +20,14 @@ DRAWS = 2000
 ROOM = 20_000_000
 """At most so many weights of resamples are held at a time."""
 Numbers = npt.NDArray[np.float64]
+
+
+def digest(name: str) -> bytes:
+    """Bytes to draw something by that look random and are the name's own, in every process and on every machine.
+
+    Half of a surrogate pair, which UTF-8 does not have, may be in the name.
+    """
+    return hashlib.sha256(name.encode("utf-8", "backslashreplace")).digest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +164,12 @@ def calibration(confidence: Sequence[float], right: Sequence[bool], bins: int = 
         for place in range(bins)
         if (among := places == place).any()
     ]
-    ece = sum(n * abs(mean - accuracy) for mean, accuracy, n in told) / len(sure)
-    return Calibration(ece, float(((sure - hits) ** 2).mean()), told)
+    return Calibration(calibration_error(told), float(((sure - hits) ** 2).mean()), told)
+
+
+def calibration_error(bins: Sequence[tuple[float, float, int]]) -> float:
+    """The expected calibration error of bins as in `Calibration`."""
+    return sum(n * abs(sure - right) for sure, right, n in bins) / sum(n for *_, n in bins)
 
 
 def risk_coverage(confidence: Sequence[float], right: Sequence[bool]) -> list[tuple[float, float, float]]:

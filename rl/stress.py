@@ -34,7 +34,8 @@ from mmedagent_graph.nodes.base import ByModel
 from mmedagent_graph.state import Opinion
 from rl.answers import answers_at
 from rl.cohort import CLINIC, measured, panel
-from rl.rollout import Rollout, at_once, roll_upstream
+from rl.figures import cluster_of
+from rl.rollout import Rollout, in_order, roll_upstream
 from rl.statistics import share
 from rl.traces import Trace, is_right
 
@@ -188,7 +189,7 @@ def figures(plain: Sequence[Trace], changed: Sequence[tuple[Perturbed, Trace]]) 
         changed: what it was given, and its decision.
     """
     before = {trace.case: trace for trace in plain}
-    images = [" ".join(before[given.trace.case].images) or given.trace.case for given, _ in changed]
+    images = [cluster_of(before[given.trace.case]) for given, _ in changed]
 
     def of(values: Sequence[bool], about: Sequence[bool] | None = None) -> dict[str, Any]:
         counted = None if about is None else [float(one) for one in about]
@@ -245,13 +246,11 @@ async def stress(
 
 async def _decided(attending: ByModel, traces: Sequence[Trace], title: str) -> list[Trace]:
     """The traces with what the attending decides, in their order."""
-    ended: dict[int, Trace] = {}
 
     async def decide(trace: Trace) -> Trace:
         return dataclasses.replace(trace, decision=(await attending.acall(trace.given()))["decision"])
 
-    await at_once([functools.partial(decide, trace) for trace in traces], ended.__setitem__, title)
-    return [ended[place] for place in range(len(traces))]
+    return await in_order([functools.partial(decide, trace) for trace in traces], title)
 
 
 def print_stress(told: dict[str, dict[str, Any]]) -> None:

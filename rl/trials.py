@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from mmedagent_graph.many import Line, Results, work_off
 from rl.curriculum import tier_of
 from rl.datasets import LabeledCase
 from rl.prices import Budget
+from rl.statistics import digest
 from rl.store import LINES, read_lines, row_of, trace_of
 from rl.traces import CallRecorder, NodeCall, Trace
 
@@ -53,10 +53,7 @@ class Shard:
 
     def holds(self, case: str) -> bool:
         """Whether a case is in it."""
-        return (
-            int.from_bytes(hashlib.sha256(case.encode("utf-8", "backslashreplace")).digest()[:8]) % self.of
-            == self.index
-        )
+        return int.from_bytes(digest(case)[:8]) % self.of == self.index
 
     def __str__(self) -> str:
         """As a part of a file's name."""
@@ -134,7 +131,7 @@ class Trial:
             ValueError: if another process writes to the same file, or what a call costs cannot be known.
         """
         mine = {case.id: case for case in cases if self.shard.holds(case.id)}
-        done = {trace.case for trace in self.traces()} & mine.keys()
+        done = {case for case, error in self.outcomes().items() if error is None} & mine.keys()
         counts = {"done": len(done), "failed": 0}
         bar = tqdm(total=len(mine), initial=counts["done"], desc=title, unit="case", dynamic_ncols=True)
         with contextlib.closing(Results(self.folder / f"traces{self.shard}.jsonl", mine)) as results, bar:
@@ -170,16 +167,17 @@ class Trial:
                 seen.add(line["id"])
                 yield trace_of(line)
 
+    def outcomes(self) -> dict[str, str | None]:
+        """Why each case failed, by their ids; None of one that has a trace."""
+        outcomes: dict[str, str | None] = {}
+        for line in self._lines():
+            if outcomes.get(line["id"], "") is not None:
+                outcomes[line["id"]] = line.get("error")
+        return outcomes
+
     def failed(self) -> dict[str, str]:
         """Why cases failed that have no trace, by their ids."""
-        failed: dict[str, str] = {}
-        done = set()
-        for line in self._lines():
-            if "error" in line:
-                failed[line["id"]] = line["error"]
-            else:
-                done.add(line["id"])
-        return {name: why for name, why in failed.items() if name not in done}
+        return {case: error for case, error in self.outcomes().items() if error is not None}
 
     def _lines(self) -> Iterator[Line]:
         return (line for path in sorted(self.folder.glob(LINES)) for line in read_lines(path))

@@ -6,7 +6,6 @@ every system the same cases are drawn.
 
 import base64
 import dataclasses
-import hashlib
 import heapq
 import io
 import json
@@ -20,6 +19,7 @@ from mmedagent_graph.images import ImageStore
 from rl.figures import outcome_of
 from rl.report.runs import Evaluation
 from rl.report.tables import Measured
+from rl.statistics import digest
 from rl.traces import Trace, is_right
 
 SIDE = 320
@@ -70,7 +70,7 @@ def browser(systems: Sequence[Measured], columns: Mapping[str, str], limit: int)
             place = (source.evaluation.folder, source.cases)
             if place not in known:
                 known[place] = _tiers(source)
-            for trace in heapq.nsmallest(n, source.traces(), key=lambda trace: _order(trace.case)):
+            for trace in heapq.nsmallest(n, source.traces(), key=lambda trace: digest(trace.case)):
                 book.add(source, trace, known[place].get(trace.case))
     return Browser(len(book.traces), sum(sizes), book.data())
 
@@ -81,10 +81,6 @@ def shares(sizes: Sequence[int], limit: int) -> list[int]:
     for done, place in enumerate(sorted(range(len(sizes)), key=lambda place: sizes[place])):
         given[place] = min(sizes[place], (limit - sum(given)) // (len(sizes) - done))
     return given
-
-
-def _order(case: str) -> bytes:
-    return hashlib.sha256(case.encode(errors="surrogatepass")).digest()
 
 
 def _tiers(source: Source) -> dict[str, str | None]:

@@ -12,7 +12,7 @@ from rl.report.numbers import percent, rounded
 from rl.report.runs import Result, Training
 from rl.report.svg import drawing, svg_of
 from rl.report.tables import Measured, references_of
-from rl.statistics import Figure
+from rl.statistics import Figure, calibration_error
 
 PALETTE = ("#4477aa", "#ee6677", "#2f9e44", "#aa7711", "#66ccee", "#aa3377")
 """Tol's bright palette, but a yellow that is seen on white."""
@@ -145,12 +145,12 @@ def reliability(systems: Sequence[Measured], cases: str, title: str) -> Plot | N
             sure, right, n = zip(*pooled, strict=True)
             look = style(systems, one)
             axis.plot(sure, right, color=look["color"], linewidth=1.5)
-            label = f"{short(one.label)} (ECE {rounded(error(pooled), 2)})"
+            label = f"{short(one.label)} (ECE {rounded(calibration_error(pooled), 2)})"
             axis.scatter(sure, right, [20 + 120 * many / sum(n) for many in n], zorder=3, label=label, **look)
         axis.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="accuracy")
         figure.legend(loc="outside upper left", ncols=1)
         said = "; ".join(
-            f"{one.label}: expected calibration error {rounded(error(pooled), 3)}, "
+            f"{one.label}: expected calibration error {rounded(calibration_error(pooled), 3)}, "
             + ", ".join(f"{rounded(right, 2)} right at confidence {rounded(sure, 2)}" for sure, right, _ in pooled)
             for one, pooled in told
         )
@@ -168,11 +168,6 @@ def bins(results: Sequence[Result]) -> list[tuple[float, float, int]]:
         for _, found in sorted(pooled.items())
         if (many := sum(n for *_, n in found))
     ]
-
-
-def error(pooled: Sequence[tuple[float, float, int]]) -> float:
-    """The expected calibration error of such bins."""
-    return sum(n * abs(sure - right) for sure, right, n in pooled) / sum(n for *_, n in pooled)
 
 
 def risk(systems: Sequence[Measured], cases: str, title: str) -> Plot | None:

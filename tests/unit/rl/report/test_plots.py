@@ -14,7 +14,6 @@ from strategies import quiet
 from rl.report.plots import (
     bins,
     confusions,
-    error,
     referrals,
     reliability,
     risks,
@@ -26,7 +25,7 @@ from rl.report.plots import (
 from rl.report.runs import read_runs, studies_of
 from rl.report.svg import drawing, svg_of
 from rl.report.tables import columns_of, measured
-from rl.statistics import calibration, risk_coverage
+from rl.statistics import calibration, calibration_error, risk_coverage
 
 told = st.lists(st.tuples(st.sampled_from([0.2, 0.4, 0.6, 0.8, 1.0]), st.booleans()), min_size=1, max_size=30)
 
@@ -57,7 +56,7 @@ def test_seeds_taken_together_are_as_if_they_were_one(seeds):
     assert [bin for bin, *_ in pooled] == pytest.approx([bin for bin, *_ in whole.bins])
     assert [right for _, right, _ in pooled] == pytest.approx([right for _, right, _ in whole.bins])
     assert [n for *_, n in pooled] == [n for *_, n in whole.bins]
-    assert error(pooled) == pytest.approx(whole.ece)
+    assert calibration_error(pooled) == pytest.approx(whole.ece)
     for point, expected in zip(risks(results), risk_coverage(sure, right), strict=True):
         assert point == pytest.approx(expected)
 
