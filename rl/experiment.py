@@ -32,7 +32,7 @@ from rl.held_out import by_tier, decide, decided, print_confusion, print_table, 
 from rl.launch import refuse_here
 from rl.models import Start, merge, model_string
 from rl.policy import PolicyChatModel, load_policy
-from rl.provenance import versions
+from rl.provenance import commit, versions
 from rl.rollout import Rollout, roll_upstream
 from rl.run import Run
 from rl.settings import Command, Settings
@@ -240,6 +240,7 @@ def summarize(
         "recipe": run.told.recipe,
         "arguments": run.told.arguments,
         "versions": versions(),
+        "commit": commit(),
     }
 
 

@@ -178,5 +178,6 @@ def _training(training: Training) -> dict[str, Any]:
         "recipe": summary.get("recipe"),
         "arguments": " ".join(summary.get("arguments", [])),
         "packages": _packages([summary.get("versions", {})]),
+        "commit": summary.get("commit") or "not known",
         "folder": str(training.folder),
     }

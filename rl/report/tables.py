@@ -4,7 +4,7 @@ Invariant: rows that the papers print are marked as quoted, and stand only under
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,12 @@ SEEDS_NOTE = (
 )
 GROUPS = 10
 """At most so many columns of groups."""
+GROUPED = {
+    "specialty": "by labelled specialty",
+    "referred": "by whom the reference referred to",
+    "specialists": "of each specialist's opinion, by its number",
+}
+"""How a table says by what it is broken down, where the name does not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,31 +289,37 @@ def best_specialist(one: Measured, cases: str) -> tuple[Cell, Cell]:
 
 
 def group_tables(systems: Sequence[Measured], cases: str, title: str) -> list[Table]:
-    """Accuracy in %, a table for each way in which the figures are broken down, where there are two groups or more."""
+    """Accuracy in %, a table for each way in which the figures are broken down, where there are two groups or more.
+
+    The last is of each specialist's own opinions, by its number.
+    """
     results = [result for one in systems for result in one.study.results(cases, one.system)]
     names = dict.fromkeys(name for result in results for name in result["by"])
-    return [table for name in names if (table := _group_table(systems, cases, title, name))]
+    paths = [*(("by", name) for name in names), ("specialists",)]
+    return [table for path in paths if (table := _group_table(systems, cases, title, path))]
 
 
-def _group_table(systems: Sequence[Measured], cases: str, title: str, name: str) -> Table | None:
+def _group_table(systems: Sequence[Measured], cases: str, title: str, path: Sequence[str]) -> Table | None:
     sizes: dict[str, list[int]] = {}
     for one in systems:
         for result in one.study.results(cases, one.system):
-            for group, figure in result["by"].get(name, {}).items():
+            told = result["by"].get(path[-1], {}) if path[0] == "by" else result.get(path[0], {})
+            for group, figure in told.items():
                 sizes.setdefault(group, []).append(figure["n"])
     if len(sizes) < 2:
         return None
-    largest = sorted(sizes, key=lambda group: -max(sizes[group]))
-    order = [tier for tier in TIERS if tier in sizes] if name == "tier" else largest
+    name = path[-1]
+    fixed = {"tier": TIERS, "specialists": sorted(sizes)}
+    order = [group for group in fixed[name] if group in sizes] if name in fixed else _largest(sizes)
     heads = [Column(group, _size(sizes[group])) for group in order[:GROUPS]]
-    rows = [
-        Row(one.label, [percent(one.figure(cases, "by", name, column.title)) for column in heads]) for one in systems
-    ]
+    rows = [Row(one.label, [percent(one.figure(cases, *path, column.title)) for column in heads]) for one in systems]
     left = [f"The {GROUPS} largest of {len(order)}."] if len(order) > GROUPS else []
-    told = {"specialty": "labelled specialty", "referred": "whom the reference referred to"}.get(
-        name, name.replace("_", " ")
-    )
-    return Table(f"Accuracy by {told}: {title}, in %", heads, _telling(rows), left)
+    broken = GROUPED.get(name, f"by {name.replace('_', ' ')}")
+    return Table(f"Accuracy {broken}: {title}, in %", heads, _telling(rows), left)
+
+
+def _largest(sizes: Mapping[str, Sequence[int]]) -> list[str]:
+    return sorted(sizes, key=lambda group: -max(sizes[group]))
 
 
 def _telling(rows: Sequence[Row]) -> list[Row]:

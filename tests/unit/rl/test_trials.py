@@ -1,20 +1,25 @@
 """Trials: whatever stops one, nothing finished is lost, and no finished call is made again."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
+from casts import md_agents_cast, med_agents_cast
 from fakes import FakeModel, answers, graph, refers
 from hypothesis import given
 from hypothesis import strategies as st
 from langgraph.cache.memory import InMemoryCache
 
+from mmedagent_graph.baselines import md_agents, med_agents
 from rl.datasets import LabeledCase
 from rl.prices import Budget
 from rl.store import read_traces
 from rl.traces import NodeCall
 from rl.trials import Shard, Trial, consult
 
+CT = "<answer>CT</answer>"
+brief = functools.partial(md_agents, rounds=1, turns=1)
 CASES = [LabeledCase(f"case-{i}", f"Number {i}?", "CT", ["CT", "MRI"], groups={"organ": "Head"}) for i in range(12)]
 
 
@@ -175,6 +180,26 @@ async def test_a_case_without_one_of_its_votes_is_no_result(trial, images):
     )
     assert counts["failed"] == 1
     assert trial.failed() == {"case-0": "failed: vote 2"}
+
+
+@pytest.mark.parametrize(
+    ("make", "model", "why"),
+    [
+        (med_agents, med_agents_cast().failing("question_analysis", 2), "specialist 2: TimeoutError: away"),
+        (med_agents, med_agents_cast().failing("voting", 3), "voting Surgery 3 1"),
+        (med_agents, med_agents_cast(lambda told: told["vote"] == 1).failing("advice", 1), "advice Cardiology 1 1"),
+        (brief, md_agents_cast(moderator=CT).failing("final_answer", 5), "specialist 5: TimeoutError: away"),
+        (brief, md_agents_cast(moderator=CT).failing("talk", 4), "talk Oncology 4 1"),
+        (md_agents, md_agents_cast("high").failing("findings", 2), "specialist 2: TimeoutError: away"),
+    ],
+)
+async def test_a_case_without_one_of_its_experts_is_no_result(trial, images, make, model, why):
+    """The graph goes on without it, and decides."""
+    made = make(model=model, images=images)
+    given = CASES[0].given().fields(images)
+    assert (await made.ainvoke(given))["decision"]["answer"]
+    assert await trial.run(made, CASES[:1], images, 1, Budget()) == {"done": 0, "failed": 1, "left": 0}
+    assert trial.failed() == {"case-0": f"failed: {why}"}
 
 
 async def test_what_other_shards_have_done_is_done(trial, images):

@@ -346,6 +346,11 @@ def test_groups_have_tables_of_their_own(studies):
     assert [column.title for column in large.columns] == [f"organ-{n}" for n in range(14, 4, -1)]
     assert large.notes == ["The 10 largest of 14."]
     assert not group_tables(measured(studies({"x": {"a": result(by={"organ": by(Lung=3)})}})), "x", "x")
+    heard = result(by={}, specialists=by(**{"1": 7, "2": 8}))
+    (doctors,) = group_tables(measured(studies({"x": {"a": heard}})), "x", "x")
+    assert doctors.title == "Accuracy of each specialist's opinion, by its number: x, in %"
+    assert [(column.title, column.about) for column in doctors.columns] == [("1", "7 cases"), ("2", "8 cases")]
+    assert [cell.text for cell in doctors.rows[0].cells] == ["50.0 [40.0, 60.0]"] * 2
 
 
 def test_the_notes_say_which_test_it_is(studies):
