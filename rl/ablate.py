@@ -47,6 +47,8 @@ CLINICS = ("--train_size", "1000", "--eval_size", "100")
 """Of the clinic's trainings, so that all of the table is made in an hour; what is held out is measured afterwards."""
 GRPO = (*CLINICS, "--stage_steps", "60", "90", "90")
 """Of its attendings."""
+CASES = 500
+"""The clinic's held-out cases of each seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +196,7 @@ class Ablation:
         systems = {row.slug: self._system(row, seed) for row in self.rows}
         (folder / "systems.yaml").write_text(yaml.safe_dump({"systems": systems}, sort_keys=False))
         flags = ["--systems", str(folder / "systems.yaml"), "--out", str(folder), "--seed", str(seed)]
-        flags += ["--cases", self._given.cases, "--reference", self.rows[0].slug, "--size", "800"]
+        flags += ["--cases", self._given.cases, "--reference", self.rows[0].slug, "--size", str(CASES)]
         flags += ["--split", self._given.eval_split] if self._given.eval_split else []
         self._call(folder, "rl.evaluate", flags)
         (told,) = json.loads((folder / "evaluation.json").read_text())["results"].values()
