@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from rl import printed
 from rl.cohort import CLINIC
 from rl.curriculum import TIERS
 from rl.models import model_string
@@ -272,7 +273,7 @@ def markdown(lines: Sequence[dict[str, Any]]) -> str:
         ]
         for line in lines
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells])
+    return printed.markdown(head, cells)
 
 
 def said(figure: Figure, sign: str = "") -> str:

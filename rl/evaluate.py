@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from langgraph.types import RetryPolicy
-from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
@@ -35,13 +34,12 @@ from rl.datasets import is_benchmark
 from rl.figures import Outcome, figures, outcome_of
 from rl.models import model_string
 from rl.prices import Budget, Prices, read_prices
+from rl.printed import percent, show
 from rl.provenance import commit, versions
 from rl.statistics import compare
 from rl.systems import Models, System, read_systems
 from rl.trials import Shard, Trial
 
-WIDTH = 150
-"""Characters of a table, also where its reader is no terminal."""
 ATTENDING = {
     "majority right": "majority",
     "right to wrong": "right_to_wrong",
@@ -241,18 +239,15 @@ def print_results(title: str, told: Mapping[str, Any]) -> None:
         accuracy.add_row(
             name,
             str(row["accuracy"]["n"]),
-            _percent(row["accuracy"], interval=True),
-            *(_percent(figure) for figure in (*tiers, row["unparsed"])),
+            percent(row["accuracy"]),
+            *(percent(figure, interval=False) for figure in (*tiers, row["unparsed"])),
             *("-" if spent is None else f"{spent:.1f}" for spent in (cost["calls"], tokens)),
             "" if compared is None else f"{compared['p']:.3g}",
         )
-        attending.add_row(name, *(_percent(row["attending"][figure], interval=True) for figure in ATTENDING.values()))
+        attending.add_row(name, *(percent(row["attending"][figure]) for figure in ATTENDING.values()))
         if failed := row["failed_cases"]:
             print(f"note: {len(failed)} cases of {name} failed, {', '.join(failed):.200}; the same command tries again")
-    console = Console()
-    console.width = max(console.width, WIDTH)
-    console.print(accuracy)
-    console.print(attending)
+    show(accuracy, attending)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -261,13 +256,6 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     return table
-
-
-def _percent(figure: Mapping[str, Any], interval: bool = False) -> str:
-    if figure["value"] is None:
-        return "-"
-    said = f"{100 * figure['value']:.1f}"
-    return f"{said} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]" if interval else said
 
 
 def _systems(given: argparse.Namespace) -> dict[str, System]:

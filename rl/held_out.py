@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from rl.curriculum import TIERS
 from rl.grading import PAPER, Grading
 from rl.policy import PolicyChatModel
+from rl.printed import show
 from rl.rollout import Rollout
 from rl.statistics import wilson
 from rl.traces import Trace, is_right
@@ -118,7 +118,7 @@ def print_table(rows: dict[str, dict[str, Figure]], title: str) -> None:
     for name, figures in rows.items():
         cells = (_cell(figures.get(column, interval(0, 0)), len(n) > 1) for column, n in columns.items())
         table.add_row(name, *cells)
-    Console().print(table)
+    show(table)
 
 
 def _cell(figure: Figure, count: bool) -> str:
@@ -137,4 +137,4 @@ def print_confusion(confusion: dict[str, dict[str, int]], title: str) -> None:
         table.add_column(column, justify="right")
     for label, row in confusion.items():
         table.add_row(label, *(str(row.get(column, "")) for column in columns))
-    Console().print(table)
+    show(table)

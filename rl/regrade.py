@@ -19,13 +19,13 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from mmedagent_graph.images import default_store
 from mmedagent_graph.nodes import Attending, Triage
 from mmedagent_graph.prompts import SPECIALTIES
 from rl.grading import NEEDS, PAPER, Grader, Grading, overlong_of
+from rl.printed import show
 from rl.store import SUFFIX, read_traces, trace_files, write_traces
 from rl.traces import Trace
 
@@ -89,7 +89,7 @@ def print_report(file: str, before: Sequence[Trace], after: Sequence[Trace], gra
             table.add_row(node, name, f"{weight:g}", _mean(olds), _mean(news), missing)
         olds, news = ([trace.reward for trace in side] for side in zip(*pairs, strict=True))
         table.add_row(node, "reward", "", _mean(olds), _mean(news), _missing(news, None), end_section=True)
-    Console().print(table)
+    show(table)
 
 
 def _mean(values: Iterable[float | None]) -> str:

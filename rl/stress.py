@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from langgraph.cache.base import BaseCache
-from rich.console import Console
 from rich.table import Table
 
 from mmedagent_graph.answers import same_text
@@ -35,6 +34,7 @@ from mmedagent_graph.state import Opinion
 from rl.answers import answers_at
 from rl.cohort import CLINIC, measured, panel
 from rl.figures import cluster_of
+from rl.printed import markdown, percent, show
 from rl.rollout import Rollout, in_order, roll_upstream
 from rl.statistics import share
 from rl.traces import Trace, is_right
@@ -261,15 +261,20 @@ def print_stress(told: dict[str, dict[str, Any]]) -> None:
         for column in ("accuracy", "flipped", "followed", "unparsed", "n"):
             table.add_column(column, justify="right")
         for name, row in rows.items():
-            cells = [_cell(row[column]) for column in ("accuracy", "flipped", "followed", "unparsed")]
+            cells = [percent(row[column]) for column in ("accuracy", "flipped", "followed", "unparsed")]
             table.add_row(name, *cells, str(row["flipped"]["n"]))
-        Console().print(table)
+        show(table)
 
 
-def _cell(figure: dict[str, Any]) -> str:
-    if figure["value"] is None:
-        return "-"
-    return f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+def side_by_side(told: dict[str, dict[str, Any]]) -> str:
+    """All models in one table, as Markdown: accuracy, flipped and followed in %."""
+    columns = ("accuracy", "flipped", "followed")
+    names = dict.fromkeys(name for rows in told.values() for name in rows)
+    rows = [
+        [name, *(percent(rows[name][column], interval=False) for rows in told.values() for column in columns)]
+        for name in names
+    ]
+    return markdown(["", *(f"{column}, {model}" for model in told for column in columns)], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -283,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     parser.add_argument("--size", type=int, default=800, help="how many of the clinic's cases")
     parser.add_argument("--seed", type=int, default=0, help="of the clinic's cases")
     parser.add_argument("--only", nargs="+", choices=list(PERTURBATIONS), help="these perturbations; default: all")
-    parser.add_argument("--out", type=Path, help="folder for the figures (stress.json) and all answers")
+    parser.add_argument("--out", type=Path, help="folder for the figures (stress.json, stress.md) and all answers")
     given = parser.parse_args(arguments)
     try:
         told = asyncio.run(_stressed(given))
@@ -292,6 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     print_stress(told)
     if given.out:
         (given.out / "stress.json").write_text(json.dumps(told, indent=2) + "\n")
+        (given.out / "stress.md").write_text(side_by_side(told) + "\n")
     return told
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from mmedagent_graph.answers import read_answer
+from rl.printed import markdown
 from rl.scorers.lmms_eval import lmms_eval_medevalkit, lmms_eval_mmmu
 from rl.scorers.medevalkit import medevalkit, medevalkit_choice
 from rl.scorers.medvlthinker import medvlthinker, medvlthinker_regrade
@@ -123,7 +124,7 @@ def disagreement_table(outputs: Sequence[Output]) -> str:
     rows = [
         (row.scorer, _accuracy(row, len(outputs)), _some(row.gained), _some(row.lost)) for row in disagreements(outputs)
     ]
-    return _markdown(
+    return markdown(
         ("scorer", f"accuracy, % (n={len(outputs)})", "right by it, wrong by strict", "wrong by it, right by strict"),
         rows,
     )
@@ -135,7 +136,7 @@ def output_table(outputs: Iterable[Output]) -> str:
         (output.id, output.key, *(MARKS[hit] for hit in verdicts(output).values()), _shown(output.text))
         for output in outputs
     ]
-    return _markdown(("id", "key", *SCORERS, "output"), rows)
+    return markdown(("id", "key", *SCORERS, "output"), rows)
 
 
 def open_table(opened: Sequence[Trace], verdicts: Sequence[float | None] | None = None) -> str:
@@ -150,7 +151,7 @@ def open_table(opened: Sequence[Trace], verdicts: Sequence[float | None] | None 
     told = [verdict for verdict in verdicts or [] if verdict is not None]
     if told:
         rows.append((f"judge (n={len(told)})", f"{fmean(told):.3f}"))
-    return _markdown(("open answers", f"mean (n={len(opened)})"), rows)
+    return markdown(("open answers", f"mean (n={len(opened)})"), rows)
 
 
 def _accuracy(row: Disagreement, outputs: int) -> str:
@@ -169,8 +170,3 @@ def _shown(text: str) -> str:
     tail = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[-SHOWN:])
     tail = ("..." if len(text) > SHOWN else "") + tail.replace("`", "'")
     return f"`{tail}`" if tail else ""
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -186,6 +186,9 @@ def test_the_command_keeps_what_it_finds(tmp_path, capsys):
     flags = ["--models", "clinic:base", "--size", "12", "--out", str(tmp_path / "stress")]
     told = main(flags)
     assert json.loads((tmp_path / "stress" / "stress.json").read_text()) == told
+    told_in_words = (tmp_path / "stress" / "stress.md").read_text().splitlines()
+    assert told_in_words[0] == "|  | accuracy, clinic:base | flipped, clinic:base | followed, clinic:base |"
+    assert [line.split(" | ")[0].removeprefix("| ") for line in told_in_words[2:]] == ["plain", *PERTURBATIONS]
     rows = told["clinic:base"]
     assert list(rows) == ["plain", *PERTURBATIONS]
     assert 0 < rows["plain"]["flipped"]["n"] < 12  # a fifth of the clinic's questions are open

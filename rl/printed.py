@@ -1,0 +1,32 @@
+"""Tables, as a terminal and as Markdown show them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 150
+"""Characters of a table at least, also where its reader is no terminal."""
+
+
+def show(*tables: Table) -> None:
+    """Print tables, wide enough to be read in a log, too."""
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    for table in tables:
+        console.print(table)
+
+
+def percent(figure: Mapping[str, Any], interval: bool = True) -> str:
+    """A share in %, with its interval (`rl.statistics.Figure`, as JSON has it); `-` where it is not known."""
+    if figure["value"] is None:
+        return "-"
+    said = f"{100 * figure['value']:.1f}"
+    return f"{said} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]" if interval else said
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
