@@ -17,7 +17,7 @@ from scipy import stats
 CONFIDENCE = 0.95
 DRAWS = 2000
 """Bootstrap resamples."""
-ROOM = 20_000_000
+ROOM = 1_000_000
 """At most so many weights of resamples are held at a time."""
 Numbers = npt.NDArray[np.float64]
 
