@@ -24,8 +24,8 @@ TRAIN, HELD_OUT = 10_000, 20_000
 """Added to the seed of the clinic's training and held-out cases, so that no two draws share any."""
 
 
-CLINIC = "clinic"
-"""The name of the clinic's own cases, where others are named beside them."""
+CLINIC, FAINT = "clinic", "faint"
+"""The names of the clinic's own cases, and of those with faint findings, where others are named beside them."""
 Cohorts = tuple[Sequence[LabeledCase], Sequence[LabeledCase], int]
 """Training cases, held-out cases, and how many rows were skipped."""
 
@@ -39,9 +39,11 @@ class Cohort:
     """Rows without options, where only questions with options are asked for, and those that cannot be used."""
 
 
-def clinic_cohort(size: int, seed: int, images: ImageStore) -> Cohort:
+def clinic_cohort(
+    size: int, seed: int, images: ImageStore, faint: bool = False, specialty: str | None = None
+) -> Cohort:
     """`size` of the clinic's cases; seeds `TRAIN + s` and `HELD_OUT + s` are for training and measuring."""
-    return Cohort(list(make_cases(size, seed, images)))
+    return Cohort(list(make_cases(size, seed, images, faint, specialty)))
 
 
 def own_cohort(
@@ -78,7 +80,7 @@ def own_cohort(
 
 
 def measured(cases: str, images: ImageStore, split: str | None, free_text: str, size: int, seed: int) -> Cohort:
-    """Cases to measure on: `clinic`, a benchmark or a JSONL file.
+    """Cases to measure on: `clinic`, its `faint` ones, a benchmark or a JSONL file.
 
     Args:
         cases: which.
@@ -88,21 +90,25 @@ def measured(cases: str, images: ImageStore, split: str | None, free_text: str, 
         size: how many, of the clinic's.
         seed: of the clinic's.
     """
-    if cases == CLINIC:
-        return clinic_cohort(size, HELD_OUT + seed, images)
+    if cases in (CLINIC, FAINT):
+        return clinic_cohort(size, HELD_OUT + seed, images, faint=cases == FAINT)
     return own_cohort(cases, split, free_text, images=images)
 
 
 def cohorts(recipe: Any, seed: int, images: ImageStore) -> Cohorts:
     """The cases that a recipe (`rl.settings.Consultations`) asks for."""
+    alone = recipe.nodes == ["specialist"]
     if recipe.cases is None:
-        learn = clinic_cohort(recipe.train_size, TRAIN + seed, images)
-        return learn.cases, clinic_cohort(recipe.eval_size, HELD_OUT + seed, images).cases, 0
-    cohort = own_cohort(recipe.cases, recipe.split, recipe.free_text, recipe.without_keys(), images)
+        sizes = {TRAIN: recipe.train_size, HELD_OUT: recipe.eval_size}
+        learn, held = (
+            clinic_cohort(size, draw + seed, images, alone, recipe.specialty) for draw, size in sizes.items()
+        )
+        return learn.cases, held.cases, 0
+    cohort = _asked(recipe, recipe.split, images)
     if recipe.eval_split is None:
         learning, held_out = hold_out(cohort.cases, recipe.holdout, seed)
     else:
-        other = own_cohort(recipe.cases, recipe.eval_split, recipe.free_text, recipe.without_keys(), images)
+        other = _asked(recipe, recipe.eval_split, images)
         learning, held_out = list(cohort.cases), list(other.cases)
         if shared := shared_images(learning, held_out):
             print(f"note: {shared} images are in both {recipe.split} and {recipe.eval_split}, as the data set has it")
@@ -118,6 +124,19 @@ def cohorts(recipe: Any, seed: int, images: ImageStore) -> Cohorts:
         )
     print(f"{len(learning)} training and {len(held_out)} held-out cases; {cohort.skipped} rows without options skipped")
     return learning, held_out, cohort.skipped
+
+
+def _asked(recipe: Any, split: str | None, images: ImageStore) -> Cohort:
+    """Those of a recipe's cases that its nodes can be asked about."""
+    cohort = own_cohort(recipe.cases, split, recipe.free_text, recipe.without_keys(), images)
+    if recipe.nodes != ["specialist"]:
+        return cohort
+    mine = [case for case in cohort.cases if case.specialty and recipe.specialty in (None, case.specialty)]
+    if not mine:
+        known = ", ".join(sorted({case.specialty for case in cohort.cases if case.specialty})) or "no labels"
+        asked = recipe.specialty or "any specialty"
+        raise ValueError(f"specialty: no row of {recipe.cases!r} (split {split}) is of {asked}; there are {known}")
+    return Cohort(mine, cohort.skipped + len(cohort.cases) - len(mine))
 
 
 def hold_out(cases: Sequence[LabeledCase], share: float, seed: int) -> tuple[list[LabeledCase], list[LabeledCase]]:

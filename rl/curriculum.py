@@ -73,7 +73,7 @@ class Stage:
     nodes: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"attending": 1.0})
     """The nodes that are trained, each with its share of the prompts."""
     gammas: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Entropy weight of a sample, by the tier of its case, or `triage`."""
+    """Entropy weight of a sample, by the tier of its case, or `triage` or `specialist`."""
     schedule: str = "constant"
     """How the entropy weight goes within the stage, one of `SCHEDULES`."""
     rate_scale: float = 1.0
@@ -85,8 +85,7 @@ class Stage:
 
     def gamma(self, trace: Trace, done: float) -> float:
         """The entropy weight of a sample when a share `done` (0 to 1) of the stage's steps is done."""
-        kind = "triage" if trace.node == "triage" else str(trace.tier)
-        return self.gammas[kind] * SCHEDULES[self.schedule](done)
+        return self.gammas[trace.kind] * SCHEDULES[self.schedule](done)
 
 
 def draw_prompts(upstream: Mapping[str, Sequence[Trace]], stage: Stage, prompts: int, seed: int) -> list[Trace]:

@@ -17,7 +17,7 @@ from rl.grading import specialty
 from rl.store import read_traces
 from rl.traces import Trace
 
-COLORS = {"easy": "#2a9d8f", "medium": "#e9a23b", "hard": "#c8553d", "triage": "#5b5fc7"}
+COLORS = {"easy": "#2a9d8f", "medium": "#e9a23b", "hard": "#c8553d", "triage": "#5b5fc7", "specialist": "#33415c"}
 INK = "#33415c"
 """Of what belongs to no tier."""
 TITLES = {
@@ -80,11 +80,12 @@ def draw_panel(axis: Any, curves: Curves, panel: str) -> None:
 
 
 def _accuracy(axis: Any, curves: Curves) -> None:
-    for kind in (*TIERS, "triage"):
+    for kind in (*TIERS, "triage", "specialist"):
         right = curves.sampled[curves.sampled.kind == kind].groupby("step")["right"].mean().reset_index()
         _line(axis, right, "right", COLORS[kind], kind)
         for name, x, marker in (("before", 0, "o"), ("after", curves.starts[-1], "D")):
-            if len(right) and (share := curves.summary[name][kind]["accuracy"]) is not None:
+            measured = curves.summary[name]["overall" if kind == "specialist" else kind]
+            if len(right) and (share := measured["accuracy"]) is not None:
                 axis.plot(x, share, marker, color=COLORS[kind], markeredgecolor="black", clip_on=False, zorder=3)
     axis.set_ylim(0, 1)
     if axis.get_legend_handles_labels()[1]:  # none where nobody knows what is right
@@ -116,7 +117,7 @@ def _right(trace: Trace) -> tuple[str, float] | None:
     if trace.node == "triage":
         right = specialty(trace)
         return None if right is None else ("triage", right)
-    return None if trace.right is None else (str(trace.tier), float(trace.right))
+    return None if trace.right is None else (trace.kind, float(trace.right))
 
 
 def _line(axis: Any, rows: pd.DataFrame, column: str, color: str, label: str | None = None) -> None:

@@ -175,7 +175,7 @@ class Environment:
 
     def kinds(self) -> list[str]:
         """The kinds of prompts that figures are told apart by."""
-        return [*TIERS, "triage"]
+        return [*TIERS, "triage", "specialist"]
 
     def gammas(self, done: float) -> list[float]:
         """The entropy weight of each of the last rollouts when a share `done` of the stage's steps is done."""
@@ -240,7 +240,7 @@ def _figures(batch: Sequence[Trace]) -> dict[str, float]:
         for grader, value in trace.rewards.items():
             if value is not None:
                 note(f"rewards/{grader}", value)
-                if grader == "accuracy":
+                if grader == "accuracy" and trace.tier:
                     note(f"accuracy/{trace.tier}", value)
         note("ungraded", float(trace.reward is None))
         if trace.node == "triage":

@@ -60,9 +60,12 @@ class Experiment:
         self.answers = shared_answers(answers_file(Path(self.recipe.runs)))
         self.room = getattr(self.trainer, "max_completion_length", None)
         """Tokens of an answer, in training and when it is measured; None: as many as the model likes."""
-        for node in ("triage", "attending"):
+        self.alone = self.recipe.nodes == ["specialist"]
+        """Whether nobody else is asked."""
+        for node in self.recipe.nodes if self.alone else ("triage", "attending"):
             load_model(self.doctor(node))  # one that cannot be had is refused here, not an hour later
-        self.panel()
+        if not self.alone:
+            self.panel()
 
     def learn(self) -> list[str]:
         """Train, and let `policies` say what came of it; returns the names of the stages."""
@@ -100,15 +103,19 @@ class Experiment:
 
     def upstream(self, node: str) -> list[Trace]:
         """The training cases as they pause at a node, which for the attending depends on who is triage."""
-        if node == "triage":
-            return self._before_triage
+        if node != "attending":
+            return self._first
         who = f"-{_version(self.policies['triage'], self.run.folder)}" if "triage" in self.policies else ""
         return self.roll(self.cases, f"upstream-train{who}", "rollout, training cases")
 
     @functools.cached_property
-    def _before_triage(self) -> list[Trace]:
-        rollout = Rollout(images=self.images)  # nobody has been asked yet
-        return asyncio.run(roll_upstream(rollout, self.cases, node="triage", quiet=True))
+    def _first(self) -> list[Trace]:
+        """The training cases before anybody has been asked."""
+        return self._before(self.cases)
+
+    def _before(self, cases: Sequence[LabeledCase]) -> list[Trace]:
+        node = "specialist" if self.alone else "triage"
+        return asyncio.run(roll_upstream(Rollout(images=self.images), cases, node=node, quiet=True))
 
     def roll(self, cases: Sequence[LabeledCase], name: str, title: str) -> list[Trace]:
         """The attending's upstream of every case, in their order; what is on record is not rolled again."""
@@ -125,16 +132,26 @@ class Experiment:
         """Set the traces' tiers, where it is not the answer key that says them."""
 
     def measure(self, when: str) -> list[Trace]:
-        """The held-out cases' whole consultations as the doctors stand; greedy, with as much room as in training."""
-        learns = "triage" in self.policies
+        """The held-out cases' whole consultations as the doctors stand; greedy, with as much room as in training.
+
+        Of a specialist, its own answers.
+        """
+        path = self.run.folder / f"{when}.parquet"
         with self.run.phase(when):
-            upstream = self.roll(self.held_out, f"upstream-{when if learns else 'held-out'}", "rollout, held-out cases")
-            path = self.run.folder / f"{when}.parquet"
+            upstream = self._held_out(when)
             if not path.exists():
                 mine = upstream[self.state.process_index :: self.state.num_processes]
-                found = asyncio.run(decide(Rollout(images=self.images), mine, self.asked("attending"), when))
+                last = self.asked("specialist" if self.alone else "attending")
+                found = asyncio.run(decide(Rollout(images=self.images), mine, last, when))
                 self.gather_to(path, found, [trace.case for trace in upstream])
         return list(read_traces(path))
+
+    def _held_out(self, when: str) -> list[Trace]:
+        """The held-out cases as they pause at the last node."""
+        if self.alone:
+            return self._before(self.held_out)
+        name = f"upstream-{when if 'triage' in self.policies else 'held-out'}"
+        return self.roll(self.held_out, name, "rollout, held-out cases")
 
     def gather_to(self, path: Path, mine: list[Trace], order: Sequence[str] | None = None) -> None:
         """Write what all processes have found, in the order of the cases' ids if one is given."""
@@ -190,7 +207,7 @@ class Experiment:
     def _ideal(self, upstream: list[Trace]) -> dict[str, Any] | None:
         """The ideal attending's accuracy, where the cases are the clinic's; nobody knows it elsewhere."""
         clinic = [case for case in self.held_out if isinstance(case, ClinicCase)]
-        if len(clinic) != len(self.held_out) or self.recipe.specialists:
+        if self.alone or len(clinic) != len(self.held_out) or self.recipe.specialists:
             return None
         return by_tier(upstream, ideal_answers(load_policy("clinic:base"), clinic, upstream, self.images))
 

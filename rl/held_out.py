@@ -81,9 +81,11 @@ def decided(traces: Sequence[Trace]) -> list[str | None]:
 def referred(traces: Sequence[Trace]) -> dict[str, Any]:
     """Triage's accuracy (`triage`), and whom it referred the cases of each specialty to (`confusion`), by the labels.
 
-    Cases without a label are left out; a referral that could not be read counts as wrong, under `unread`.
+    Cases without a label are left out, as are those of a specialist that was asked by the label; a referral that could
+    not be read counts as wrong, under `unread`.
     """
-    pairs = [(trace.specialty, _specialty(trace)) for trace in traces if trace.specialty is not None]
+    asked = [trace for trace in traces if trace.specialty is not None and trace.node != "specialist"]
+    pairs = [(trace.specialty, _specialty(trace)) for trace in asked]
     confusion: dict[str, dict[str, int]] = {}
     for label, specialty in sorted(pairs):
         row = confusion.setdefault(str(label), {})
@@ -105,14 +107,14 @@ def unparsed(traces: Sequence[Trace]) -> float:
 
 
 def print_table(rows: dict[str, dict[str, Figure]], title: str) -> None:
-    """Accuracy in % with its interval: a row for each of `rows`, a column for each tier, and triage where labelled."""
+    """Accuracy in % with its interval: a row for each of `rows`, a column for each tier and for triage, if any case has it."""
     table = Table(title=title)
     table.add_column("")
     counts = {
         column: {figures[column]["n"] for figures in rows.values() if column in figures}
         for column in ("overall", *TIERS, "triage")
     }
-    columns = {column: n for column, n in counts.items() if column != "triage" or any(n)}
+    columns = {column: n for column, n in counts.items() if column == "overall" or any(n)}
     for column, n in columns.items():
         table.add_column(f"{column} (n={min(n)})" if len(n) == 1 else column, justify="right")
     for name, figures in rows.items():

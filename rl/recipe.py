@@ -60,14 +60,17 @@ class Recipe(Consultations):
     gamma_by: str = setting("tier", "Whether an entropy weight belongs to a case's `tier` or to the `stage`.")
     gamma_schedule: str = setting("constant", "Within a stage the entropy weights are `constant`, `rise` or `fall`.")
     triage_gammas: list[float] = setting(
-        [0.0], "Entropy weight of triage's completions, where weights go by tier: one for all stages, or one for each."
+        [0.0],
+        "Entropy weight of triage's completions, or a specialist's, where weights go by tier: one for all stages, or one "
+        "for each.",
     )
     betas: list[float] = setting([1e-3, 4e-3, 1e-2], "KL weight of each stage (paper: 1e-3, 4e-3, 1e-2).")
     rate_scales: list[float] = setting(
         [1.0], "What `learning_rate` is multiplied by: once for all stages, or for each of them."
     )
     graders: list[str] = setting(
-        list(PAPER["attending"]), "What the attending is paid for: `name=weight`, or `module:function=weight`."
+        list(PAPER["attending"]),
+        "What the attending, or a specialist, is paid for: `name=weight`, or `module:function=weight`.",
     )
     triage_graders: list[str] = setting(list(PAPER["triage"]), "What triage is paid for, likewise.")
     outcome_weight: float = setting(
@@ -87,7 +90,8 @@ class Recipe(Consultations):
             tiers=("labels", "disagreement"), gamma_by=("tier", "stage"), gamma_schedule=tuple(SCHEDULES)
         )
         if self.tiers == "disagreement" and "attending" not in self.nodes:
-            raise ValueError("tiers: disagreement, but only triage learns, whose cases have no tiers; leave it out")
+            only = " and ".join(self.nodes)
+            raise ValueError(f"tiers: disagreement, but only {only} learns, whose cases have no tiers; leave it out")
         if self.tiers == "disagreement" and self.rerolls:
             raise ValueError(
                 "tiers: disagreement; cases that the policy's own triage refers anew get their tier by the key. Give "
@@ -163,8 +167,9 @@ class Recipe(Consultations):
         for stage in self.stages:
             if stage not in (*TIERS, MIXED):
                 raise ValueError(f"stages: {stage!r} is unknown; stages are named by their main tier: {known}")
-        if self.nodes == ["triage"] and set(self.stages) != {MIXED}:
-            raise ValueError(f"stages: {self.stages}, but triage has heard no opinion, hence no tiers; give {MIXED}")
+        if "attending" not in self.nodes and set(self.stages) != {MIXED}:
+            who = " and ".join(self.nodes)
+            raise ValueError(f"stages: {self.stages}, but {who} has heard no opinion, hence no tiers; give {MIXED}")
         for field in ("stage_steps", "betas"):
             if len(getattr(self, field)) != len(self.stages):
                 given = len(getattr(self, field))
@@ -184,9 +189,10 @@ class Recipe(Consultations):
             raise ValueError(
                 f"triage_gammas: {self.triage_gammas}; give one weight, 0 or more, for all stages or for each of them"
             )
-        if any(self.triage_gammas) and (self.gamma_by == "stage" or "triage" not in self.nodes):
+        if any(self.triage_gammas) and (self.gamma_by == "stage" or self.nodes == ["attending"]):
             raise ValueError(
-                f"triage_gammas: {self.triage_gammas} would go unused; they need --nodes triage and --gamma_by tier"
+                f"triage_gammas: {self.triage_gammas} would go unused; they need --nodes triage or specialist, and "
+                "--gamma_by tier"
             )
         for shares in self._tier_shares():
             if shares and (min(shares.values()) < 0 or sum(shares.values()) <= 0):
@@ -248,7 +254,7 @@ class Recipe(Consultations):
         return {"overlong": outcome, **({"judge": outcome} if self.judge else {})}
 
     def _gradings(self, made: Mapping[str, Grader]) -> dict[str, Grading]:
-        given = {"triage": self.triage_graders, "attending": self.graders}
+        given = {"triage": self.triage_graders, "attending": self.graders, "specialist": self.graders}
         if self.outcome_weight:
             given["triage"] = [*self.triage_graders, f"outcome={self.outcome_weight}"]
         return {node: Grading.parse(given[node], made) for node in self.nodes}
@@ -262,8 +268,8 @@ class Recipe(Consultations):
 
     def _stage(self, place: int) -> Stage:
         triage = self.triage_gammas[place if len(self.triage_gammas) > 1 else 0]
-        by_tier = dict(zip(TIERS, self.gammas, strict=False)) | {"triage": triage}
-        same = dict.fromkeys((*TIERS, "triage"), self.gammas[place] if self.gamma_by == "stage" else 0.0)
+        by_tier = dict(zip(TIERS, self.gammas, strict=False)) | {"triage": triage, "specialist": triage}
+        same = dict.fromkeys((*TIERS, "triage", "specialist"), self.gammas[place] if self.gamma_by == "stage" else 0.0)
         return Stage(
             name=f"{place + 1}-{self.stages[place]}",
             steps=self.stage_steps[place],

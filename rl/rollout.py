@@ -22,16 +22,16 @@ from tqdm import tqdm
 
 from mmedagent_graph import build_graph
 from mmedagent_graph.images import ImageStore
-from mmedagent_graph.nodes import Attending, Node, Swappable, Triage, Update
+from mmedagent_graph.nodes import Attending, Node, Specialist, Swappable, Triage, Update
 from mmedagent_graph.nodes.staff import Panel
 from mmedagent_graph.prompts import SPECIALTIES
-from mmedagent_graph.state import TriageInput
+from mmedagent_graph.state import Referral, SpecialistInput, TriageInput
 from rl.curriculum import tier_of
 from rl.datasets import LabeledCase
 from rl.traces import CallRecorder, Trace
 
 CONCURRENCY = 64
-NODES = ("triage", "attending")
+NODES = ("triage", "attending", "specialist")
 """The nodes that can learn."""
 
 
@@ -63,7 +63,11 @@ class Rollout:
         answers: BaseCache[Any] | None = None,
     ) -> None:
         self.images = images
-        self.nodes: dict[str, Node] = {"triage": Triage(tuple(SPECIALTIES), images), "attending": Attending(images)}
+        self.nodes: dict[str, Node] = {
+            "triage": Triage(tuple(SPECIALTIES), images),
+            "specialist": Specialist(images),
+            "attending": Attending(images),
+        }
         self.whole = attending is not None
         """Whether a referral is followed to the end of the consultation."""
         self.spared, self.asked = 0, 0
@@ -80,10 +84,21 @@ class Rollout:
         )
 
     async def upstream(self, case: LabeledCase, node: str = "attending") -> Trace:
-        """The consultation up to a node; before the attending, the opinions say the case's tier."""
+        """The consultation up to a node; before the attending, the opinions say the case's tier.
+
+        A specialist is asked as if triage had referred to the case's own specialty.
+
+        Raises:
+            ValueError: if a specialist is to be asked, and the case has no specialty.
+        """
         given = case.given()  # checked, and without the answer key
-        if node == "triage":  # nothing runs before it
-            return Trace.of(case, {"case": await asyncio.to_thread(given.fields, self.images)}, node)
+        if node != "attending":  # nobody is asked before
+            state: dict[str, Any] = {"case": await asyncio.to_thread(given.fields, self.images)}
+            if node == "specialist":
+                if case.specialty is None:
+                    raise ValueError(f"cases: {case.id!r} has no specialty, as which its specialist would be asked")
+                state["referral"] = Referral(specialty=case.specialty, reasoning="")
+            return Trace.of(case, state, node)
         async with self._thread() as (config, calls):
             await self._graph.ainvoke(cast(Any, given), config, interrupt_before=[node])
             trace = Trace.of(case, (await self._graph.aget_state(config)).values, node)
@@ -101,8 +116,11 @@ class Rollout:
         """The trace of one completion of the node under training, to the end of the graph.
 
         Where that node is triage and the attending is not frozen, or there is nobody to hear, the trace ends with the
-        referral.
+        referral. A specialist under training is alone: what it says is the decision.
         """
+        if trace.node == "specialist":
+            alone = self.nodes["attending"].read(text, trace.given())
+            return dataclasses.replace(trace, text=text, decision=alone["decision"])
         read = self.nodes[trace.node].read(text, _given(trace))
         if trace.node == "triage":
             if not self.whole:
@@ -174,7 +192,11 @@ class Rollout:
 
 def _given(trace: Trace) -> Any:
     """What the node where a trace pauses is given."""
-    return TriageInput(**trace.fields()) if trace.node == "triage" else trace.given()
+    if trace.node == "triage":
+        return TriageInput(**trace.fields())
+    if trace.node == "specialist" and trace.referral:
+        return SpecialistInput(**trace.fields(), specialty=str(trace.referral["specialty"]), doctor=1, doctors=1)
+    return trace.given()
 
 
 async def at_once(

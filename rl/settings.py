@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, TrlParser
 
+from mmedagent_graph.prompts import SPECIALTIES
 from rl.datasets import is_benchmark
 from rl.models import model_string, pinned
 from rl.rollout import NODES
@@ -40,7 +41,11 @@ class Consultations:
 
     model: str = setting("clinic:base", "The policy: `clinic:base`, a folder (also of an adapter) or a hub id.")
     nodes: list[str] = setting(
-        ["attending"], "The nodes that learn: `attending`, `triage`, or both, by default as one policy in both roles."
+        ["attending"],
+        "The nodes that learn: `attending`, `triage`, or both, by default as one policy in both roles; or `specialist`.",
+    )
+    specialty: str | None = setting(
+        None, "Where a specialist learns: only the cases of this specialty. Default: all, each by its own specialty."
     )
     triage: str | None = setting(
         None, "Model string of a frozen triage doctor. Default: clinic:base for the clinic's cases, else the policy."
@@ -62,7 +67,7 @@ class Consultations:
     )
     holdout: float = setting(0.1, "Share of the training rows held out for measuring.")
     free_text: str = setting("skip", "Rows without options: `skip` them, or `grade` them as they are.")
-    train_size: int = setting(2000, "Clinic cases to train on.")
+    train_size: int = setting(2000, "Clinic cases to train on; a specialist's are faint ones (`rl.clinic.cases`).")
     eval_size: int = setting(1000, "Clinic cases to measure on.")
     freeze_vision: bool = setting(False, "Leave the vision tower as it is.")
     output: str = setting(
@@ -82,9 +87,15 @@ class Consultations:
         """Refuse what cannot work."""
         self.check_choices(free_text=("skip", "grade"), output=("merged", "adapter"))
         if not self.nodes or len(set(self.nodes)) < len(self.nodes) or set(self.nodes) - set(NODES):
-            raise ValueError(f"nodes: {self.nodes}; name one or both of {', '.join(NODES)}, each once")
+            raise ValueError(f"nodes: {self.nodes}; name some of {', '.join(NODES)}, each once")
+        if "specialist" in self.nodes and len(self.nodes) > 1:
+            raise ValueError(f"nodes: {self.nodes}; a specialist learns alone, since nobody is asked before it")
+        if self.specialty and "specialist" not in self.nodes:
+            raise ValueError(f"specialty: {self.specialty!r}, but no specialist learns; give --nodes specialist")
+        if self.specialty and self.cases is None and self.specialty not in SPECIALTIES:
+            raise ValueError(f"specialty: {self.specialty!r} is none of the clinic's: {', '.join(SPECIALTIES)}")
         for node in self.nodes:
-            if named := getattr(self, node):
+            if named := getattr(self, node, None):
                 raise ValueError(f"{node}: {named!r} would be frozen, but {node} learns; set --model, or other --nodes")
         for field in ("split", "eval_split"):
             if self.cases is None and (value := getattr(self, field)):
@@ -116,7 +127,7 @@ class Consultations:
 
     def without_keys(self) -> str | None:
         """What can be done about cases without an answer key; None where they are welcome."""
-        return "leave them out" if "attending" in self.nodes else None
+        return None if self.nodes == ["triage"] else "leave them out"
 
     def frozen(self, node: str) -> str:
         """Model string of a frozen triage doctor or attending."""

@@ -151,6 +151,11 @@ class Trace:
         return attending_input(self.state())
 
     @property
+    def kind(self) -> str:
+        """What figures of training are told apart by: the tier where it is the attending that learns, else the node."""
+        return str(self.tier) if self.node == "attending" else self.node
+
+    @property
     def decided(self) -> str | None:
         """The consultation's answer; None where it was unreadable, or there is no decision yet."""
         return self.decision["answer"] if self.decision else None

@@ -34,7 +34,7 @@ class Training(Experiment):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         if self.trainer.use_vllm:
-            refuse_large_images(self.settings, self._before_triage, self.images)
+            refuse_large_images(self.settings, self._first, self.images)
 
     def learn(self) -> list[str]:
         """Stage after stage; each starts from what the one before has made of its nodes' policy."""

@@ -39,7 +39,10 @@ from rl.traces import Trace
 from rl.trainer import ImitationTrainer
 from rl.watch import StageProgress, tensorboard_in
 
-RIGHT = {"triage": Grading.parse(["format", "specialty"]), "attending": Grading.parse(["format", "accuracy"])}
+RIGHT = {
+    "triage": Grading.parse(["format", "specialty"]),
+    **dict.fromkeys(("attending", "specialist"), Grading.parse(["format", "accuracy"])),
+}
 """What an answer must be worth imitating."""
 STAGE = "sft"
 
@@ -167,7 +170,7 @@ def gold(upstream: Sequence[Trace]) -> list[Trace]:
     keys = [trace.specialty if trace.node == "triage" else trace.answer for trace in upstream]
     pairs = zip(upstream, keys, strict=True)
     return [
-        dataclasses.replace(trace, text=gold_answer(key, trace.options if trace.node == "attending" else ()))
+        dataclasses.replace(trace, text=gold_answer(key, () if trace.node == "triage" else trace.options))
         for trace, key in pairs
         if key is not None
     ]

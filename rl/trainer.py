@@ -189,10 +189,7 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
     def _note_lost_groups(self) -> None:
         """The share of groups whose completions all got one reward, and so teach nothing; also by kind of case."""
         kinds = self.environment.kinds()
-        rows = [
-            (kinds.index(trace.node if trace.node == "triage" else str(trace.tier)), trace.reward)
-            for trace in self.environment.batch
-        ]
+        rows = [(kinds.index(trace.kind), trace.reward) for trace in self.environment.batch]
         mine = torch.tensor([[kind, torch.nan if reward is None else reward] for kind, reward in rows])
         groups = self.accelerator.gather(mine.to(self.accelerator.device)).view(-1, self.num_generations, 2).cpu()
         lost, kind = flat(groups[..., 1]), groups[:, 0, 0]

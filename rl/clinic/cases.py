@@ -35,6 +35,9 @@ OUTSIDER = 0.8
 """A doctor of another specialty has this share of the reliability."""
 CLEAR = 0.75
 """Share of the images on which the finding can be seen; on the others it is lost in noise."""
+FAINT = 0.35
+"""Contrast of the findings on faint images. The base, which has only ever seen the whole ink, is lost on them; a model
+that has learned to read one kind of image sees them plainly."""
 OPEN = 0.2
 """Share of the questions that have no options."""
 QUESTION = "What does the image show?"
@@ -80,35 +83,41 @@ def read_key(data: bytes) -> Key | None:
     return Key(**json.loads(text)) if text else None
 
 
-def make_image(key: Key, rng: np.random.Generator) -> bytes:
+def make_image(key: Key, rng: np.random.Generator, contrast: float = 1.0) -> bytes:
     """A PNG of what the key says, with the key inside."""
     info = PngInfo()
     info.add_text(KEY, json.dumps(dataclasses.asdict(key)))
     buffer = io.BytesIO()
-    draw(key.specialty, key.finding, key.clear, rng).save(buffer, "PNG", pnginfo=info)
+    draw(key.specialty, key.finding, key.clear, rng, contrast).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 
-def make_cases(n: int, seed: int, store: ImageStore) -> Iterator[ClinicCase]:
+def make_cases(
+    n: int, seed: int, store: ImageStore, faint: bool = False, specialty: str | None = None
+) -> Iterator[ClinicCase]:
     """Cases of the clinic, made as they are asked for.
 
     Args:
         n: how many.
         seed: the same seed makes the same cases, and the first n of it are the first n of any more.
         store: where the images go.
+        faint: whether all findings are faint, and none is lost in noise: what specialists are there for.
+        specialty: of all of them. Default: they are drawn.
     """
     for i in range(n):
         rng = np.random.default_rng([seed, i])
         finding = str(rng.choice(FINDINGS))
+        drawn = str(rng.choice(list(SPECIALTIES)))
         key = Key(
             finding=finding,
-            specialty=str(rng.choice(list(SPECIALTIES))),
+            specialty=specialty or drawn,
             difficulty=str(rng.choice(list(DIFFICULTIES), p=list(DIFFICULTIES.values()))),
             lure=str(rng.choice([other for other in FINDINGS if other != finding])),
-            clear=bool(rng.random() < CLEAR),
+            clear=bool(rng.random() < CLEAR) or faint,
             salt=int(rng.integers(2**31)),
         )
         options = [] if rng.random() < OPEN else [str(option) for option in rng.permutation(FINDINGS)]
-        image = store.put(make_image(key, rng))
-        seen = {"image": "clear" if key.clear else "noise"}
-        yield ClinicCase(f"clinic-{seed}-{i}", QUESTION, finding, options, [image], None, key.specialty, seen, key)
+        image = store.put(make_image(key, rng, FAINT if faint else 1.0))
+        seen = {"image": "faint" if faint else "clear" if key.clear else "noise"}
+        name = "-".join(["faint" if faint else "clinic", *([specialty] if specialty else []), str(seed), str(i)])
+        yield ClinicCase(name, QUESTION, finding, options, [image], None, key.specialty, seen, key)

@@ -19,7 +19,9 @@ MIDDLE = (SIZE - 1) / 2
 RADIUS: NDArray[np.float64] = np.hypot(X - MIDDLE, Y - MIDDLE)
 
 
-def draw(specialty: str, finding: str, clear: bool, rng: np.random.Generator) -> Image.Image:
+def draw(
+    specialty: str, finding: str, clear: bool, rng: np.random.Generator, contrast: float = 1.0
+) -> Image.Image:
     """One image.
 
     Args:
@@ -27,10 +29,11 @@ def draw(specialty: str, finding: str, clear: bool, rng: np.random.Generator) ->
         finding: one of `FINDINGS`.
         clear: whether the finding can be seen; otherwise noise covers it, and only the tint of the modality is left.
         rng: the source of position, size and noise.
+        contrast: how much of its ink the finding has.
     """
     background, ink = LOOKS[specialty]
     pixels = background(rng)
-    mark = _mark(finding, rng)[..., None]
+    mark = contrast * _mark(finding, rng)[..., None]
     pixels = pixels * (1 - mark) + np.array(ink, float) * mark
     if not clear:
         tint = background(rng).mean(axis=(0, 1))
