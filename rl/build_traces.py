@@ -149,7 +149,7 @@ def chosen(given: argparse.Namespace, images: ImageStore, making: Making) -> lis
     making.left_out["it repeats another case"] += len(usable) - len(cases)
     making.left_out = +making.left_out  # what is none is no reason
     if not cases:
-        why = "; ".join(f"{why}: {count}" for why, count in making.left_out.items())
+        why = "; ".join(f"{why}: {count}" for why, count in sorted(making.left_out.items()))
         raise ValueError(f"cases: none of {given.cases!r} is left ({why}); give others, or --specialty where it lacks")
     making.cases = len(cases[: given.limit])
     return cases[: given.limit]
