@@ -30,6 +30,22 @@ class Means:
     common: Mapping[str, Any]
     """Of every graph: cache, retries, timeout."""
 
+    def know_prices(self, names: Sequence[str]) -> None:
+        """See that a ceiling can be kept.
+
+        Args:
+            names: the models that will be asked, as strings.
+
+        Raises:
+            ValueError: if there is a ceiling, and the price of one is not known.
+        """
+        if self.budget.ceiling is None:
+            return
+        models = {getattr(self.models(name), "model_name", None) for name in names}
+        prices = self.budget.prices or {}
+        if unknown := sorted(name for name in models if name and price_of(name, prices) is None):
+            raise ValueError(f"max_dollars: the price of {', '.join(unknown)} is not in --prices")
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -53,8 +69,7 @@ class Entry:
         """
         means = self.means
         graph = self.system.build(self.cases, means.images, means.models, samples, **means.common)
-        if means.budget.ceiling is not None:
-            self._know_prices()
+        means.know_prices(self.system.named)
         self.trial.begin(
             {
                 "system": self.system.model_dump(exclude_none=True),
@@ -65,12 +80,6 @@ class Entry:
         )
         self.trial.check(self.cases)
         return graph
-
-    def _know_prices(self) -> None:
-        names = {getattr(self.means.models(name), "model_name", None) for name in self.system.named}
-        prices = self.means.budget.prices or {}
-        if unknown := sorted(name for name in names if name and price_of(name, prices) is None):
-            raise ValueError(f"max_dollars: the price of {', '.join(unknown)} is not in --prices")
 
     async def run(self, graph: Consultation) -> None:
         """Consult on the cases that have no trace yet."""

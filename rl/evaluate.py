@@ -63,24 +63,16 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument(
         "--specialists", nargs="+", help="its doctors; default: the clinic's, or clinic:base sampled for other cases"
     )
-    who.add_argument("--votes", type=_at_least(1), default=1, help="how often its attending is asked (1)")
+    who.add_argument("--votes", type=at_least(1), default=1, help="how often its attending is asked (1)")
     cases = whole.add_argument_group("on what")
     cases.add_argument("--cases", nargs="+", default=[CLINIC], help="clinic (default), JSONL files, benchmarks")
     cases.add_argument("--split", help="only the rows of this split")
     cases.add_argument("--free_text", choices=["skip", "grade"], default="skip", help="rows without options")
-    cases.add_argument("--size", type=_at_least(1), default=1000, help="how many of the clinic's cases (1000)")
-    cases.add_argument("--limit", type=_at_least(1), help="only so many cases of each, from the first")
+    cases.add_argument("--size", type=at_least(1), default=1000, help="how many of the clinic's cases (1000)")
+    cases.add_argument("--limit", type=at_least(1), help="only so many cases of each, from the first")
     how = whole.add_argument_group("how")
     how.add_argument("--out", type=Path, help="folder for all that comes of it; default: only the table is printed")
-    how.add_argument("--seed", type=int, default=0, help="of the clinic's cases, of sampling, of the bootstrap (0)")
-    how.add_argument("--concurrency", type=_at_least(1), default=64, help="consultations at a time (64)")
-    how.add_argument("--shard", type=Shard.parse, default=Shard(), help="work off only this part, such as 0/4")
-    how.add_argument("--cache", help="SQLite file, or postgresql:// URL, of answers (answers.db in --out)")
-    how.add_argument("--retries", type=_at_least(0), default=2, help="of calls that may work later (2)")
-    how.add_argument("--timeout", type=float, help="seconds of every call")
-    how.add_argument("--per_minute", type=float, help="requests a minute of this process to each model")
-    how.add_argument("--prices", type=Path, help="YAML file: MODEL: [dollars for 1M tokens read, and written]")
-    how.add_argument("--max_dollars", type=float, help="begin no further case once this process has spent so much")
+    add_means(how)
     how.add_argument(
         "--by",
         nargs="+",
@@ -91,7 +83,22 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def add_means(how: Any) -> None:
+    """Add the flags that `means_of` reads: how models are asked, and what may be spent."""
+    how.add_argument("--seed", type=int, default=0, help="of the clinic's cases, of sampling, of the bootstrap (0)")
+    how.add_argument("--concurrency", type=at_least(1), default=64, help="consultations at a time (64)")
+    how.add_argument("--shard", type=Shard.parse, default=Shard(), help="work off only this part, such as 0/4")
+    how.add_argument("--cache", help="SQLite file, or postgresql:// URL, of answers (answers.db in --out)")
+    how.add_argument("--retries", type=at_least(0), default=2, help="of calls that may work later (2)")
+    how.add_argument("--timeout", type=float, help="seconds of every call")
+    how.add_argument("--per_minute", type=float, help="requests a minute of this process to each model")
+    how.add_argument("--prices", type=Path, help="YAML file: MODEL: [dollars for 1M tokens read, and written]")
+    how.add_argument("--max_dollars", type=float, help="begin no further case once this process has spent so much")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a flag: a whole number that is not too small."""
+
     def number(text: str) -> int:
         if int(text) < least:
             raise argparse.ArgumentTypeError(f"{text} is too small; give {least} or more")
@@ -122,7 +129,7 @@ async def evaluate(given: argparse.Namespace) -> dict[str, Any]:
     set_seed(given.seed)
     systems, prices = _systems(given), read_prices(given.prices)
     reference = _reference(given.reference, systems)
-    means = _means(given, prices)
+    means = means_of(given, prices)
     report: dict[str, Any] = {
         "seed": given.seed,
         "reference": reference,
@@ -155,7 +162,8 @@ def _cases(given: Sequence[str]) -> Sequence[str]:
     return given
 
 
-def _means(given: argparse.Namespace, prices: Prices) -> Means:
+def means_of(given: argparse.Namespace, prices: Prices) -> Means:
+    """What the flags of `add_means` say; what comes of it is kept in `given.out`."""
     given.out.mkdir(parents=True, exist_ok=True)
     # machines that share a folder over a network must not share SQLite's file
     answers = f"answers-{socket.gethostname()}.db" if given.shard.of > 1 else "answers.db"

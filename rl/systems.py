@@ -153,7 +153,7 @@ class System(BaseModel):
             return baselines.random_triage(seed=int(drawn[1] or 0))
         if self.triage == NOBODY:
             return lambda _: {"specialty": None}
-        return _labelled(cases, images) if self.triage == LABEL else models(str(self.triage))
+        return labelled(cases, images) if self.triage == LABEL else models(str(self.triage))
 
     def _specialists(self, models: "Models") -> Any:
         """One for all doctors, or one for each; where several have one model they are samples, or they would be one."""
@@ -194,7 +194,7 @@ class Models:
         return {name: contents(Path(folder)) for name, folder in folders.items()}
 
 
-def _labelled(cases: Sequence[LabeledCase], images: ImageStore) -> Callable[[TriageInput], dict[str, Any]]:
+def labelled(cases: Sequence[LabeledCase], images: ImageStore) -> Callable[[TriageInput], dict[str, Any]]:
     """A triage that is told the label; it knows a case by what it is asked."""
     if without := [case.id for case in cases if case.specialty is None]:
         raise ValueError(f"triage: label, but {len(without)} cases have none ({without[0]!r} first); name a model")

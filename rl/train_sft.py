@@ -176,15 +176,15 @@ def gold(upstream: Sequence[Trace]) -> list[Trace]:
     ]
 
 
-def gold_answer(key: str, options: Sequence[str] = ()) -> str:
-    """The right answer as the format has it, with nothing thought.
+def gold_answer(key: str, options: Sequence[str] = (), reasoning: str = "") -> str:
+    """The right answer as the format has it, with nothing thought where no reasoning is given.
 
     Its letter stands in front where the text alone could be that of another option: in "O, A, B, AB" an "A" is the
     first option's letter, and the second's text.
     """
-    text = f"<think></think><answer>{key}</answer>"
+    text = f"<think>{reasoning}</think><answer>{key}</answer>"
     if key in options[: len(LETTERS)] and read_answer(text, options) is None:
-        return f"<think></think><answer>{letter(options.index(key))}) {key}</answer>"
+        return f"<think>{reasoning}</think><answer>{letter(options.index(key))}) {key}</answer>"
     return text
 
 
