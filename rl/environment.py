@@ -43,6 +43,8 @@ class Environment:
         folder: where re-rolled upstream traces are kept.
         reroll: optimizer steps after which the policy's own triage rolls the attending's upstream anew; 0: never.
         per_step: prompts of an optimizer step.
+        stratified: how many perspectives each case is asked from, one prompt after the other, and the weight of the
+            advantage across them (`rl.perspectives`).
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class Environment:
         folder: Path,
         reroll: int = 0,
         per_step: int = 0,
+        stratified: tuple[int, float] = (1, 0.0),
     ) -> None:
         self.stage, self.prompts, self.rollout, self.gradings = stage, list(prompts), rollout, gradings
         self.record, self.folder, self.reroll, self.per_step = record, folder, reroll, per_step
+        self.perspectives, self.across = stratified
         self.batch: list[Trace] = []
         """The rollouts of the last generation, as they will be recorded."""
         self.ends: frozenset[int] = frozenset()

@@ -106,7 +106,11 @@ GRADERS: dict[str, Grader] = {
     "token_f1": token_f1,
 }
 """By name. `overlong` and `judge` join them where it is known how long is too long, and who judges."""
-MADE = {"overlong": "the longest completion that is allowed", "judge": "a model that judges"}
+MADE = {
+    "overlong": "the longest completion that is allowed",
+    "judge": "a model that judges",
+    "checks": "a guideline, and a prompt that asks for one of its perspectives",
+}
 PAPER: dict[str, tuple[str, ...]] = {"attending": ("format=0.5", "accuracy=1"), "triage": ("format=0.5", "specialty=1")}
 """The paper's graders of each node that learns, with their weights."""
 NEEDS = {
@@ -117,6 +121,7 @@ NEEDS = {
     "token_f1": "a key and a decision",
     "overlong": "the completion's tokens",
     "judge": "a key, a decision and the judge's verdict",
+    "checks": "a perspective, and checks for such a question",
 }
 KEYED = ("accuracy", "outcome", "token_f1", "judge")
 """Those that cannot grade a case without an answer key."""

@@ -15,7 +15,9 @@ from trl import GRPOConfig, ModelConfig
 
 from rl.curriculum import MIXED, SCHEDULES, TIERS, Stage
 from rl.grading import KEYED, PAPER, Grader, Grading, outcome, overlong_of
+from rl.guidelines import PERSPECTIVES, Guideline, read_guideline
 from rl.judge import judge_of
+from rl.perspectives import checks_of
 from rl.settings import Command, Consultations, parse, setting
 
 CHOICES = {
@@ -76,6 +78,15 @@ class Recipe(Consultations):
     outcome_weight: float = setting(
         0.0, "What triage is paid for the rest of the consultation being right, once for each case and specialty."
     )
+    guideline: str | None = setting(
+        None,
+        "YAML file of clinical reasoning perspectives (`rl/guidelines/general.yaml`): a specialist answers every case "
+        "from each, `num_generations` times, with guideline-based advantages (`rl.perspectives`).",
+    )
+    perspectives: list[str] = setting(list(PERSPECTIVES), "Those of the guideline that are asked for.")
+    across: float = setting(
+        0.5, "Weight of the advantage over all perspectives of a case, beside that within each: 0 to 1."
+    )
     judge: str | None = setting(None, "Model string of the judge, for `judge` among the graders.")
     accelerate: str | None = setting(
         None, "Accelerate's file for this recipe's processes, beside the recipe. Default: however many there are."
@@ -107,10 +118,31 @@ class Recipe(Consultations):
             raise ValueError(
                 f"outcome_weight: {self.outcome_weight}; it is 0 or more, and pays triage (--nodes triage)"
             )
+        self._check_guideline()
         self._check_stages()
         paid_by = {name for grading in self._gradings(self._made()).values() for name in grading.graders}
         if self.judge and "judge" not in paid_by:
             raise ValueError(f"judge: {self.judge!r}, but nobody is paid by its verdict; add judge=1 to --graders")
+
+    def _check_guideline(self) -> None:
+        named = self.perspectives
+        if not named or len(set(named)) < len(named) or set(named) - set(PERSPECTIVES):
+            raise ValueError(f"perspectives: {named}; name some of {', '.join(PERSPECTIVES)}, each once")
+        if not 0 <= self.across <= 1:
+            raise ValueError(f"across: {self.across} is not a weight from 0 to 1")
+        if self.guideline and self.nodes != ["specialist"]:
+            raise ValueError(
+                f"guideline: {self.guideline!r}, but it is specialists that reason by it; give --nodes specialist"
+            )
+        self.read_guideline()
+
+    def read_guideline(self) -> Guideline | None:
+        """The guideline; None without one.
+
+        Raises:
+            ValueError: naming the file, and what is wrong in it.
+        """
+        return read_guideline(self.guideline) if self.guideline else None
 
     def check_with(self, trainer: Any, model: ModelConfig) -> None:
         """Refuse what TRL's settings and ours would make of each other, and what TRL would refuse an hour later."""
@@ -146,6 +178,17 @@ class Recipe(Consultations):
         return self.reroll_steps if len(self.nodes) > 1 and not self.alternate else 0
 
     def _check_generations(self, trainer: Any) -> None:
+        groups, each = trainer.generation_batch_size // trainer.num_generations, len(self.perspectives)
+        if self.guideline and groups % each:
+            raise ValueError(
+                f"num_generations: {trainer.num_generations}; a generation's {groups} groups do not hold all {each} "
+                f"perspectives of each case: give a batch of a multiple of {trainer.num_generations * each}"
+            )
+        if self.guideline and trainer.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError("multi_objective_aggregation: a guideline's advantages are of the sum; leave it out")
+        self._check_uses(trainer)
+
+    def _check_uses(self, trainer: Any) -> None:
         """A generation may serve several optimizer steps, and between those nothing can be rolled anew or resumed."""
         uses, accumulated = trainer.steps_per_generation * trainer.num_iterations, trainer.gradient_accumulation_steps
         if self.rerolls and accumulated % uses:
@@ -227,8 +270,12 @@ class Recipe(Consultations):
             longest: tokens that a completion may have.
             answers: the cache that keeps the judge's verdicts.
         """
-        judge = {"judge": judge_of(self.judge, answers)} if self.judge else {}
-        return self._gradings({"overlong": overlong_of(longest), **judge})
+        made: dict[str, Grader] = {"overlong": overlong_of(longest)}
+        if self.judge:
+            made["judge"] = judge_of(self.judge, answers)
+        if guideline := self.read_guideline():
+            made["checks"] = checks_of(guideline)
+        return self._gradings(made)
 
     def by_label(self) -> bool:
         """Whether triage is paid for naming the label."""
@@ -251,7 +298,8 @@ class Recipe(Consultations):
 
     def _made(self) -> dict[str, Grader]:
         """Stands in for the graders that are yet to be made, where only their names are asked for."""
-        return {"overlong": outcome, **({"judge": outcome} if self.judge else {})}
+        named = ["overlong", *(["judge"] if self.judge else []), *(["checks"] if self.guideline else [])]
+        return dict.fromkeys(named, outcome)
 
     def _gradings(self, made: Mapping[str, Grader]) -> dict[str, Grading]:
         given = {"triage": self.triage_graders, "attending": self.graders, "specialist": self.graders}

@@ -28,6 +28,7 @@ from mmedagent_graph.prompts import SPECIALTIES
 from mmedagent_graph.state import Referral, SpecialistInput, TriageInput
 from rl.curriculum import tier_of
 from rl.datasets import LabeledCase
+from rl.guidelines import Guideline, Name, guided
 from rl.traces import CallRecorder, Trace
 
 CONCURRENCY = 64
@@ -50,6 +51,7 @@ class Rollout:
         attending: as in `build_graph`; frozen. Default: it is under training, and never called; a consultation then
             does not go on from a referral to its end.
         images: the store that the cases' images go to.
+        guideline: what a prompt with a perspective is told beside the case. Default: there are no such prompts.
         answers: a LangGraph cache that keeps what the frozen models answer. Default: nothing is kept.
     """
 
@@ -60,9 +62,10 @@ class Rollout:
         specialists: Panel | None = None,
         triage: Swappable | None = None,
         attending: Swappable | None = None,
+        guideline: Guideline | None = None,
         answers: BaseCache[Any] | None = None,
     ) -> None:
-        self.images = images
+        self.images, self.guideline = images, guideline
         self.nodes: dict[str, Node] = {
             "triage": Triage(tuple(SPECIALTIES), images),
             "specialist": Specialist(images),
@@ -105,8 +108,14 @@ class Rollout:
         return self._heard(trace, calls)
 
     def prompt(self, trace: Trace) -> list[BaseMessage]:
-        """The prompt of the node where a trace pauses: what inference would put to the model, word for word."""
-        return self.nodes[trace.node].render(_given(trace))
+        """The prompt of the node where a trace pauses: what inference would put to the model, word for word.
+
+        One with a perspective has the guideline's words besides.
+        """
+        messages = self.nodes[trace.node].render(_given(trace))
+        if trace.perspective is None or self.guideline is None:
+            return messages
+        return guided(messages, self.guideline.text(cast(Name, trace.perspective), str(trace.specialty)))
 
     async def refer(self, trace: Trace, text: str) -> Trace:
         """From triage's completion on to the attending: the upstream of the attending's prompt."""

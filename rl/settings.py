@@ -42,7 +42,7 @@ class Consultations:
     model: str = setting("clinic:base", "The policy: `clinic:base`, a folder (also of an adapter) or a hub id.")
     nodes: list[str] = setting(
         ["attending"],
-        "The nodes that learn: `attending`, `triage`, or both, by default as one policy in both roles; or `specialist`.",
+        "The nodes that learn: `attending`, `triage`, or both, by default in one policy; or `specialist`.",
     )
     specialty: str | None = setting(
         None, "Where a specialist learns: only the cases of this specialty. Default: all, each by its own specialty."

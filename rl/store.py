@@ -65,6 +65,7 @@ FEATURES = Features(
         "usage": List(USAGE),
         "calls": List(CALL),
         "node": TEXT,
+        "perspective": TEXT,
         **SAID,
         "finish": TEXT,
         "policy": TEXT,

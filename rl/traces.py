@@ -88,6 +88,8 @@ class Trace:
     """What the frozen nodes' models said, in the order in which they ended."""
     node: str = ""
     """The node under training, whose completion follows."""
+    perspective: str | None = None
+    """The clinical reasoning perspective that its prompt asked for (`rl.perspectives`)."""
     text: str | None = None
     """That node's completion, as the model wrote it."""
     prompt_ids: list[int] | None = None

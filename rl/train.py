@@ -12,6 +12,7 @@ from rl.curves import draw_curves
 from rl.environment import Environment
 from rl.experiment import Experiment, drawn_often, main
 from rl.launch import refuse_large_images
+from rl.perspectives import from_each
 from rl.policy import forget_policies, load_policy
 from rl.recipe import prompts_a_step, prompts_of, stage_settings
 from rl.rollout import Rollout
@@ -60,7 +61,11 @@ class Training(Experiment):
     def plan(self, place: int, stage: Stage) -> list[Trace]:
         """The stage's prompts in training order."""
         upstream = {node: self.upstream(node) for node in stage.nodes}
-        return draw_prompts(upstream, stage, prompts_of(stage, self.trainer), self.trainer.seed * 1000 + place)
+        prompts, seed = prompts_of(stage, self.trainer), self.trainer.seed * 1000 + place
+        if self.recipe.guideline:
+            drawn = draw_prompts(upstream, stage, prompts // len(self.recipe.perspectives), seed)
+            return from_each(drawn, self.recipe.perspectives)
+        return draw_prompts(upstream, stage, prompts, seed)
 
     def label(self, traces: list[Trace], rollout: Rollout) -> None:
         """Set the tiers by disagreement, if that is asked for."""
@@ -81,6 +86,7 @@ class Training(Experiment):
                 out,
                 self.recipe.rerolls,
                 round(prompts_a_step(self.trainer)),
+                (len(self.recipe.perspectives), self.recipe.across) if self.recipe.guideline else (1, 0.0),
             )
             train_stage(environment, self.start(next(iter(stage.nodes))), out, settings)
 
@@ -90,7 +96,7 @@ class Training(Experiment):
             return self.rollout(attending=self.asked("attending"))
         if self.recipe.rerolls:  # its own triage's patients hear specialists
             return self.rollout()
-        return Rollout(images=self.images)
+        return Rollout(images=self.images, guideline=self.recipe.read_guideline())
 
     def findings(self, stages: list[str]) -> dict[str, Any]:
         """The tiers of the training cases, and the tokens that were generated: those trained on, and upstream's."""

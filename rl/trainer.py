@@ -39,6 +39,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from rl import models
 from rl.environment import Environment
+from rl.perspectives import across
 
 SWAP_EVERY = 100
 """Optimizer steps between two looks at whether the images matter."""
@@ -180,19 +181,35 @@ class ConsultationTrainer(_PublishedNames, GRPOTrainer):  # type: ignore[misc]
         output["gamma"] = torch.tensor(gammas, dtype=torch.float32, device=self.accelerator.device)
         self._metrics["train"]["gamma"].append(output["gamma"].mean().item())
         output["row"] = torch.arange(len(traces), device=self.accelerator.device)
-        self._note_lost_groups()
+        kinds, rewards = self._rewards()
+        self._note_lost_groups(kinds, rewards)
+        if environment.perspectives > 1:
+            output["advantages"] = self._stratified(output["advantages"], rewards)
         output["advantages"] = output["advantages"] * torch.tensor(
             [environment.stage.weight(trace.node) for trace in traces], device=self.accelerator.device
         )
         return output
 
-    def _note_lost_groups(self) -> None:
-        """The share of groups whose completions all got one reward, and so teach nothing; also by kind of case."""
+    def _rewards(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the last generation in all processes: the kind of each group, (groups,), and its rewards, (groups, G)."""
         kinds = self.environment.kinds()
         rows = [(kinds.index(trace.kind), trace.reward) for trace in self.environment.batch]
         mine = torch.tensor([[kind, torch.nan if reward is None else reward] for kind, reward in rows])
-        groups = self.accelerator.gather(mine.to(self.accelerator.device)).view(-1, self.num_generations, 2).cpu()
-        lost, kind = flat(groups[..., 1]), groups[:, 0, 0]
+        groups = self.accelerator.gather(mine.to(self.accelerator.device)).view(-1, self.num_generations, 2)
+        return groups[:, 0, 0], groups[..., 1]
+
+    def _stratified(self, within: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
+        """TRL's advantages, each within its perspective, with those across all perspectives of a case."""
+        environment, rank = self.environment, self.accelerator.process_index
+        of_cases = across(
+            rewards.view(-1, environment.perspectives, self.num_generations), self.scale_rewards != "none"
+        )
+        mine = of_cases.flatten()[rank * len(within) : (rank + 1) * len(within)]
+        return (1 - environment.across) * within + environment.across * mine.to(within)
+
+    def _note_lost_groups(self, kind: torch.Tensor, rewards: torch.Tensor) -> None:
+        """The share of groups whose completions all got one reward, and so teach nothing; also by kind of case."""
+        kinds, lost, kind = self.environment.kinds(), flat(rewards.cpu()), kind.cpu()
         self._metrics["train"]["no_variance"].append(lost.float().mean().item())
         for i, name in enumerate(kinds):
             if (kind == i).any():

@@ -19,9 +19,7 @@ MIDDLE = (SIZE - 1) / 2
 RADIUS: NDArray[np.float64] = np.hypot(X - MIDDLE, Y - MIDDLE)
 
 
-def draw(
-    specialty: str, finding: str, clear: bool, rng: np.random.Generator, contrast: float = 1.0
-) -> Image.Image:
+def draw(specialty: str, finding: str, clear: bool, rng: np.random.Generator, contrast: float = 1.0) -> Image.Image:
     """One image.
 
     Args:
