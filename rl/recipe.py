@@ -63,8 +63,8 @@ class Recipe(Consultations):
     gamma_schedule: str = setting("constant", "Within a stage the entropy weights are `constant`, `rise` or `fall`.")
     triage_gammas: list[float] = setting(
         [0.0],
-        "Entropy weight of triage's completions, or a specialist's, where weights go by tier: one for all stages, or one "
-        "for each.",
+        "Entropy weight of triage's completions, or a specialist's, where weights go by tier: one for all stages, or "
+        "one for each.",
     )
     betas: list[float] = setting([1e-3, 4e-3, 1e-2], "KL weight of each stage (paper: 1e-3, 4e-3, 1e-2).")
     rate_scales: list[float] = setting(

@@ -68,8 +68,8 @@ def test_what_is_added_to_all_rewards_does_not_matter(rewards, weight, shift, sc
 
 @given(REWARDS, st.floats(0, 1), st.sampled_from([0.25, 2.0, 10.0]))
 def test_nor_what_they_are_multiplied_by(rewards, weight, factor):
-    """But for the 1e-4 beside a standard deviation, which here is 0 or at least 0.025: a part in 250 of a term, which is
-    at most the root of the number of completions."""
+    """But for the 1e-4 beside a standard deviation, which is 0 here or at least 0.025: a part in 250 of a term, which
+    is at most the root of the number of completions."""
     most = rewards[0].numel() ** 0.5 / 250
     torch.testing.assert_close(gba(rewards * factor, weight), gba(rewards, weight), atol=most, rtol=0)
     torch.testing.assert_close(gba(rewards * factor, weight, False), factor * gba(rewards, weight, False))
