@@ -107,7 +107,7 @@ def unparsed(traces: Sequence[Trace]) -> float:
 
 
 def print_table(rows: dict[str, dict[str, Figure]], title: str) -> None:
-    """Accuracy in % with its interval: a row for each of `rows`, a column for each tier and triage where there are any."""
+    """Accuracy in % with its interval: a row for each of `rows`, a column for each tier and triage if there are any."""
     table = Table(title=title)
     table.add_column("")
     counts = {
