@@ -9,6 +9,8 @@ MMedExpert-R1 (arXiv 2601.10949) trains its experts on questions, images and ste
 were made is not published. Here the teacher gets the specialist's own prompt with a guideline (`rl.guidelines`) behind
 it, once for each perspective and sample. Kept is what the strict reader finds right.
 
+`OUT/making` holds the pictures, all answers and what they cost; it is no part of the data set and not to be published.
+
 Invariant: no case of a test split that is named gets as far as the teacher, no picture is in both splits, and the same
 command goes on from wherever it was stopped, without making a finished call again.
 """
@@ -99,12 +101,12 @@ async def build(given: argparse.Namespace) -> Making:
     set_seed(given.seed)
     guideline = read_guideline(given.guideline)
     perspectives = [name for name in PERSPECTIVES if {name, ALL}.intersection(given.perspectives)]
-    trying = given.out / "making"  # what is not to be published with the data set
-    means = means_of(argparse.Namespace(**{**vars(given), "out": trying}), read_prices(given.prices))
+    folder = given.out / "making"
+    means = means_of(argparse.Namespace(**{**vars(given), "out": folder}), read_prices(given.prices))
     making = Making(given)
     cases = chosen(given, means.images, making)
     parts = parted(cases, given.holdout, given.seed)
-    trial = Trial(trying / "trial", given.shard)
+    trial = Trial(folder / "trial", given.shard)
     await _ask(trial, [seen.case for seen in cases], given, guideline, perspectives, means)
     known = {trace.case: trace for trace in trial.traces()}
     for name, ids in parts.items():
@@ -116,7 +118,11 @@ async def build(given: argparse.Namespace) -> Making:
     _tell(making, means)
     if making.traces:
         for name, traces in making.splits.items():
-            write_expert_traces(parquet_of(given.out, name), traces, means.images)
+            path = parquet_of(given.out, name)
+            if traces:
+                write_expert_traces(path, traces, means.images)
+            else:
+                path.unlink(missing_ok=True)  # `datasets` reads no data set with an empty split
         (given.out / "README.md").write_text(card(making), encoding="utf-8")
     return making
 

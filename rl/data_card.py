@@ -75,7 +75,9 @@ def card(making: Making) -> str:
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}.parquet"} for name in SPLITS],
+                "data_files": [
+                    {"split": name, "path": f"data/{name}.parquet"} for name in SPLITS if making.splits[name]
+                ],
             }
         ],
     }

@@ -56,16 +56,14 @@ def teacher(monkeypatch):
 
 
 def test_the_clinics_cases_become_a_data_set(teacher, tmp_path):
-    making = main(flags(tmp_path / "out"))
+    making = main(flags(tmp_path / "out", "--holdout", 0.5))
     assert teacher.calls["teacher"] == CALLS
     clear = sum(key_of(request.messages).clear for request in teacher.requests)
     assert 0 < clear < CALLS
     assert making.dropped == {"wrong": CALLS - clear, "said twice": clear // 2}  # both samples say the same
     assert len(making.traces) == clear // 2
     store = ImageStore(tmp_path / "images")
-    traces = [
-        trace for split in ("train", "validation") for trace in read_expert_traces(tmp_path / "out", split, store)
-    ]
+    traces = [trace for split in making.splits for trace in read_expert_traces(tmp_path / "out", split, store)]
     for trace in traces:
         key = read_key(store.get(trace.images[0]))
         assert (trace.answer, trace.specialty) == (key.finding, key.specialty)
@@ -86,14 +84,13 @@ def answered(out):
         return known.execute("select count(*) from cache").fetchone()[0]
 
 
-@pytest.mark.parametrize("after", [5, 40])
-def test_a_kill_repeats_no_finished_call(tmp_path, after):
+def test_a_kill_repeats_no_finished_call(tmp_path, monkeypatch):
     out = tmp_path / "out"
     with StubServer(knows, latency=0.3) as server:
         environment = os.environ | {"VLLM_BASE_URL": server.url, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-m", "rl.build_traces", *flags(out)]
         run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while sum(request.finished is not None for request in server.requests) < after and run.poll() is None:
+        while sum(request.finished is not None for request in server.requests) < CALLS // 3 and run.poll() is None:
             time.sleep(0.01)
         assert run.poll() is None
         os.kill(run.pid, signal.SIGKILL)
@@ -106,11 +103,11 @@ def test_a_kill_repeats_no_finished_call(tmp_path, after):
         assert len(server.requests) - before == CALLS - kept
         assert answered(out) == CALLS
     with StubServer(knows) as server:
-        os.environ["VLLM_BASE_URL"] = server.url
+        monkeypatch.setenv("VLLM_BASE_URL", server.url)
         whole = main(flags(tmp_path / "whole"))
     store = ImageStore(tmp_path / "images")
     for split, traces in whole.splits.items():
-        assert list(read_expert_traces(out, split, store)) == traces
+        assert (list(read_expert_traces(out, split, store)) if traces else []) == traces
 
 
 def test_a_ceiling_ends_it_and_a_larger_one_goes_on(teacher, tmp_path, capsys):

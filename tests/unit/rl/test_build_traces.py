@@ -5,6 +5,7 @@ import json
 
 import pytest
 import yaml
+from datasets import load_dataset
 from fakes import FakeModel
 from hypothesis import given as over
 from hypothesis import strategies as st
@@ -229,6 +230,17 @@ def test_the_card_says_what_was_done(build, tmp_path):
     assert "teacher: `a:teacher`" in body
     assert "Not for clinical use" in body
     assert "TO BE FILLED IN" in body
+
+
+def test_an_empty_split_is_not_there(build, tmp_path):
+    """`datasets` reads no data set that has one."""
+    held = tmp_path / "out" / "data" / "validation.parquet"
+    build("--samples", 1)
+    assert held.is_file()
+    build("--samples", 1, "--holdout", 0)
+    assert not held.exists()
+    loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: part.num_rows for name, part in loaded.items()} == {"train": 44}
 
 
 def test_nothing_right_is_no_data_set(build, tmp_path, capsys):
