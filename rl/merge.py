@@ -5,9 +5,9 @@
     python -m rl.merge EXPERT EXPERT --out DIR --search --cases validation.jsonl                # finds both of them
 
 The paper's (CACI of MMedExpert-R1) is that the experts and the RL model are merged in the manner of TIES. Which density
-and lambda it does not tell, and all else is ours. What is merged are the full deltas of each weight, by PEFT's functions;
-never A and B of the adapters each for themselves (PEFT's `linear`, `ties`, `dare_*` without `_svd`): the product of two
-sums is not the sum of the products.
+and lambda it does not tell, and all else is ours. What is merged are the full deltas of each weight, by PEFT's own
+functions; never A and B of the adapters each for themselves (PEFT's `linear`, `ties` and `dare_*` without `_svd`): the
+product of two sums is not the sum of the products.
 
 - `ties` (arXiv 2306.01708): leave of each task vector its largest entries, `--density` of them, here of every weight;
   elect of each entry the sign with the larger sum; take the mean of those that have it. TIES' lambda, which multiplies
@@ -15,16 +15,16 @@ sums is not the sum of the products.
   have no vote, and the mean is divided by how many were taken, not by their weights.
 - `mean`: of the task vectors, by the weights as shares of one.
 - `task_arithmetic` (2212.04089): their sum, times the weights. Its lambda is `--scale`, too.
-- `dare_linear`, `dare_ties` (2311.03099): drop entries at random, all but the density, multiply what is left by one over
-  it, then as task arithmetic, or as TIES.
+- `dare_linear`, `dare_ties` (2311.03099): drop entries at random, all but the density, and divide what is left by it;
+  then as task arithmetic, or as TIES.
 
-DIR holds `model`, the agent: an adapter of the base (default; `--rank` says how much of the deltas is kept, and a merged
-delta of TIES or DARE has a higher rank than its experts'), or with `--output merged` a whole model with all of them.
+DIR holds `model`, the agent: an adapter of the base (what TIES and DARE merge has a higher rank than the experts;
+`merge.json` says how much of it `--rank` has kept), or with `--output merged` a whole model, of which nothing is lost.
 Beside it, `merge.json` says what was done, and `conflicts.*` how far the experts disagree (rl.conflicts).
 
 `--search` takes the density and the scale that answer most validation cases right, as the single doctor of all of them.
-These cases must not be the ones that the agent is measured on afterwards, and with `clinic`, whose cases are drawn by
-the seed, `--seed` must differ from that of the evaluation. What was tried is in `search.json`; the same command goes on.
+These cases must not be the ones that the agent is measured on afterwards; with `clinic`, whose cases are drawn by the
+seed, `--seed` must differ from the evaluation's. What was tried is in `search.json`; the same command goes on.
 """
 
 import argparse
@@ -33,6 +33,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ from tqdm import tqdm
 
 from rl.conflicts import Conflict, write_conflicts
 from rl.experts import Experts
-from rl.models import load_processor, pinned
+from rl.models import contents, folder_of, load_processor, pinned
 from rl.provenance import commit, versions
+from rl.search import accuracy, search, told_of
 
 METHODS: Mapping[str, Callable[[list[torch.Tensor], torch.Tensor, float], torch.Tensor]] = {
     "ties": ties,
@@ -57,6 +59,8 @@ TRIMS = ("ties", "dare_linear", "dare_ties")
 """The methods that have a density."""
 DENSITY = 0.2
 """What TIES keeps in its paper."""
+DENSITIES, SCALES = (0.2, 0.5, 1.0), (0.5, 1.0, 1.5)
+"""What a search tries; ours."""
 OUTPUTS, DTYPES = ("adapter", "merged"), ("float32", "bfloat16", "float16")
 
 
@@ -203,6 +207,16 @@ def factorize(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
     return a, b, (float(squares[:rank].sum()), float(squares.sum()))
 
 
+def check_out(out: Path) -> None:
+    """See that nothing is written over.
+
+    Raises:
+        ValueError: if there is a model already.
+    """
+    if (out / "model").exists():
+        raise ValueError(f"out: {out / 'model'} is there already; remove it, or give another --out")
+
+
 def merge_experts(names: Sequence[str], how: Merging, out: Path, base: str | None = None) -> dict[str, Any]:
     """Merge experts into `out/model`, and write beside it what was done and how far they disagree.
 
@@ -218,9 +232,7 @@ def merge_experts(names: Sequence[str], how: Merging, out: Path, base: str | Non
     Raises:
         ValueError: naming what is wrong.
     """
-    how.check(len(names))
-    if (out / "model").exists():
-        raise ValueError(f"out: {out / 'model'} is there already; remove it, or give another --out")
+    check_out(out)
     out.mkdir(parents=True, exist_ok=True)
     experts = Experts(names, base)
     rank_of(experts, how)  # what is wrong is found before the work
@@ -241,6 +253,42 @@ def merge_experts(names: Sequence[str], how: Merging, out: Path, base: str | Non
     return told
 
 
+def searched(given: argparse.Namespace, how: Merging) -> Merging:
+    """What `--search` finds best on the validation cases.
+
+    Raises:
+        ValueError: naming the flag that is missing, or was given beside what it searches for.
+    """
+    if given.cases is None:
+        raise ValueError("cases: --search needs validation cases; give a JSONL file, a benchmark, or clinic")
+    if given.density is not None or given.scale != 1:
+        raise ValueError("density, scale: --search finds them; give --densities and --scales to choose from")
+    if given.densities and how.method not in TRIMS:
+        raise ValueError(f"densities: {how.method} has none; {', '.join(TRIMS)} have one")
+    densities = (given.densities or DENSITIES) if how.method in TRIMS else [None]
+    found = [{"density": density, "scale": scale} for density, scale in product(densities, given.scales or SCALES)]
+    tried = [dataclasses.replace(how, **candidate) for candidate in found]  # says what is wrong before the first
+    about = {
+        "experts": [[pinned(name), contents(Path(folder_of(name)))] for name in given.experts],
+        "base": given.base,
+        **{field: value for field, value in dataclasses.asdict(tried[0]).items() if field not in found[0]},
+        "cases": told_of(given.cases),
+        "split": given.split,
+    }
+    given.out.mkdir(parents=True, exist_ok=True)
+    best = search(
+        found,
+        lambda candidate, folder: write(
+            Experts(given.experts, given.base), dataclasses.replace(how, **candidate), folder
+        ),
+        lambda folder: accuracy(folder, given.cases, given.split, given.seed),
+        given.out / "search.json",
+        about,
+    )
+    print(f"best of {len(found)}: {', '.join(f'{name} {value}' for name, value in best.items() if value is not None)}")
+    return dataclasses.replace(how, **best)
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -255,7 +303,16 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--output", default="adapter", help=f"{' or '.join(OUTPUTS)} (adapter)")
     whole.add_argument("--rank", type=int, help="of the adapter; default: the sum of the experts'")
     whole.add_argument("--dtype", default="float32", help=f"of the whole model, {', '.join(DTYPES)} (float32)")
+    whole.add_argument("--search", action="store_true", help="find the density and the scale on validation cases")
+    whole.add_argument("--cases", help="that --search asks: a JSONL file, a benchmark, or clinic")
+    whole.add_argument("--split", help="only its rows of this split")
+    whole.add_argument("--densities", type=float, nargs="+", help=f"to choose from ({_many(DENSITIES)})")
+    whole.add_argument("--scales", type=float, nargs="+", help=f"to choose from ({_many(SCALES)})")
     return whole
+
+
+def _many(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -265,6 +322,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     try:
         fields = {field.name: getattr(given, field.name) for field in dataclasses.fields(Merging)}
         how = Merging(**{**fields, "weights": given.weights and tuple(given.weights)})
+        how.check(len(given.experts))
+        check_out(given.out)
+        if given.search:
+            how = searched(given, how)
         told = merge_experts(given.experts, how, given.out, given.base)
     except ValueError as error:
         commands.error(str(error))
