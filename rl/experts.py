@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
@@ -74,8 +74,8 @@ class Experts:
         """Whether a weight is of a linear layer that an adapter can be put beside."""
         module = self.model.get_submodule(name.rpartition(".")[0])
         plain = module.get_base_layer() if isinstance(module, LoraLayer) else module
-        tied = plain.weight is self.model.get_input_embeddings().weight
-        return isinstance(plain, torch.nn.Linear) and name.endswith(".weight") and not tied
+        embeddings = self.model.get_input_embeddings().weight
+        return isinstance(plain, torch.nn.Linear) and name.endswith(".weight") and plain.weight is not embeddings
 
     def rank(self) -> int | None:
         """The sum of the adapters' ranks, which no weighted sum of them exceeds; None with a whole model among them."""
@@ -145,7 +145,8 @@ def _adapter(name: str) -> LoraConfig:
     """What an adapter is, if it is nothing but a delta for each of its modules."""
     config = PeftConfig.from_pretrained(folder_of(name))
     if not isinstance(config, LoraConfig):
-        raise ValueError(f"expert: {name!r} is an adapter of type {config.peft_type}; only LORA can be merged")
+        kind = PeftType(config.peft_type).value
+        raise ValueError(f"expert: {name!r} is an adapter of type {kind}; only LORA can be merged")
     plain = LoraConfig()
     fields = {field.name for field in dataclasses.fields(config)} - SUMS
     lost = sorted(field for field in fields if getattr(config, field) != getattr(plain, field))

@@ -34,6 +34,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,10 @@ class Merging:
             raise ValueError(f"rank: {self.rank}; give 1 or more, with --output adapter alone")
         if self.output == "adapter" and self.dtype != "float32":
             raise ValueError(f"dtype: {self.dtype!r}; an adapter is always saved in float32")
+        if self.weights is not None and not all(map(isfinite, self.weights)):
+            raise ValueError(f"weights: {[*self.weights]} are not all finite; give such as 1 0.5")
+        if not isfinite(self.scale):
+            raise ValueError(f"scale: {self.scale} is not finite; give such as 1.5")
         if self.weights is not None and self.method == "mean" and sum(self.weights) == 0:
             raise ValueError(f"weights: {[*self.weights]} are no shares of a mean; give such that do not add up to 0")
 
@@ -324,6 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         how = Merging(**{**fields, "weights": given.weights and tuple(given.weights)})
         how.check(len(given.experts))
         check_out(given.out)
+        unused = [name for name in ("cases", "split", "densities", "scales") if getattr(given, name)]
+        if unused and not given.search:
+            raise ValueError(f"search: {unused[0]} is given without it; add --search, or leave it out")
         if given.search:
             how = searched(given, how)
         told = merge_experts(given.experts, how, given.out, given.base)
