@@ -64,11 +64,12 @@ class Experts:
 
     def _delta(self, place: int, name: str) -> torch.Tensor:
         weight, layer = self.weights[name].detach(), self._layers.get(name)
+        delta = torch.zeros_like(weight)
         if place in self._whole:
-            return self._whole[place].get_parameter(name).detach() - weight
-        if layer is None or _label(place) not in layer.lora_A:
-            return torch.zeros_like(weight)
-        return layer.get_delta_weight(_label(place)).float()
+            delta = self._whole[place].get_parameter(name).detach() - weight
+        elif layer is not None and _label(place) in layer.lora_A:
+            delta = layer.get_delta_weight(_label(place)).float()
+        return delta
 
     def is_linear(self, name: str) -> bool:
         """Whether a weight is of a linear layer that an adapter can be put beside."""
@@ -81,7 +82,9 @@ class Experts:
         """The sum of the adapters' ranks, which no weighted sum of them exceeds; None with a whole model among them."""
         if self._whole:
             return None
-        return sum(max(layer.r.get(_label(place), 0) for layer in self._layers.values()) for place in range(len(self)))
+        labels = [_label(place) for place in range(len(self))]
+        largest = [max(int(layer.r.get(label, 0)) for layer in self._layers.values()) for label in labels]
+        return sum(largest)
 
     def __len__(self) -> int:
         """How many they are."""
@@ -122,7 +125,7 @@ class Experts:
         layers = {f"{key}.weight": layer for key, layer in self.model.named_modules() if isinstance(layer, LoraLayer)}
         for key, layer in layers.items():
             if not self.is_linear(key):
-                (label, *_) = (*layer.lora_A, *layer.lora_embedding_A)
+                label = next(label for label in adapters if label in layer.r)
                 raise ValueError(
                     f"expert: {adapters[label]!r} adapts {key}, which is no linear layer or is tied to the embeddings; "
                     "only adapters of linear layers are merged"
