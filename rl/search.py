@@ -1,0 +1,90 @@
+"""A search for what merges best: each candidate is built, measured on validation cases, and forgotten.
+
+Invariant: what was measured is measured once, and a figure found under other circumstances is never taken for one of
+these.
+"""
+
+import asyncio
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl import evaluate
+from rl.models import model_string
+from rl.policy import forget_policies
+
+Candidate = Mapping[str, Any]
+NAME = "merged"
+"""What the evaluation calls a candidate."""
+
+
+def search(
+    candidates: Sequence[Candidate],
+    build: Callable[[Candidate, Path], Any],
+    score: Callable[[Path], float],
+    cache: Path,
+    about: Mapping[str, Any],
+) -> Candidate:
+    """The candidate with the highest score, the first of those that share it.
+
+    Args:
+        candidates: what to try, such as `{"density": 0.2, "scale": 1.0}`.
+        build: writes the model of a candidate to a folder.
+        score: of such a folder.
+        cache: JSON file of what is known already; the same search goes on from it.
+        about: everything else that scores depend on.
+
+    Raises:
+        ValueError: if what is known was found with something else.
+    """
+    about = json.loads(json.dumps(about))
+    known: dict[str, Any] = json.loads(cache.read_text(encoding="utf-8")) if cache.exists() else {"about": about, "tried": []}
+    if differ := [name for name in {**known["about"], **about} if known["about"].get(name) != about.get(name)]:
+        raise ValueError(f"out: {cache} was made with another {', '.join(differ)}; remove it, or give another --out")
+    for candidate in candidates:
+        if _score(known, candidate) is not None:
+            continue
+        with tempfile.TemporaryDirectory(prefix="mmedagent-search-") as folder:
+            build(candidate, Path(folder) / "model")
+            known["tried"].append({**candidate, "score": score(Path(folder) / "model")})
+        written = cache.with_name(cache.name + ".part")
+        written.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        written.replace(cache)
+    return max(candidates, key=lambda candidate: _score(known, candidate))
+
+
+def _score(known: Mapping[str, Any], candidate: Candidate) -> Any:
+    """What is known of a candidate; None if nothing is."""
+    return next((one["score"] for one in known["tried"] if {**one, **candidate} == one), None)
+
+
+def accuracy(folder: Path, cases: str, split: str | None, seed: int) -> float:
+    """The accuracy of a model as the single doctor of all cases, by rl.evaluate.
+
+    Raises:
+        ValueError: if there is nothing to measure it on, or a case has failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="mmedagent-search-") as out:
+        systems = Path(out) / "systems.yaml"
+        single = {NAME: {"system": "single", "model": model_string(str(folder))}}
+        systems.write_text(json.dumps({"systems": single}), encoding="utf-8")
+        flags = ["--systems", str(systems), "--cases", cases, "--out", out, "--seed", str(seed)]
+        given = evaluate.parser().parse_args([*flags, *(["--split", split] if split else [])])
+        report = asyncio.run(evaluate.evaluate(given))
+    forget_policies()  # the next candidate needs the room
+    (result,) = report["results"].values()
+    if failed := result[NAME]["failed_cases"]:
+        raise ValueError(f"cases: {len(failed)} of {cases!r} failed, the first with {next(iter(failed.values()))}")
+    found: float | None = result[NAME]["accuracy"]["value"]
+    if found is None:
+        raise ValueError(f"cases: {cases!r} has none that accuracy can be measured on, in split {split!r}")
+    return found
+
+
+def told_of(cases: str) -> str:
+    """What tells some cases from others of the same name."""
+    file = Path(cases)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else cases
