@@ -9,6 +9,7 @@ referrals, review), `mmedagent_graph.deliberation` stands between the specialist
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 from langgraph.cache.base import BaseCache
@@ -22,6 +23,7 @@ from mmedagent_graph.consultation import Builder, Consultation, kept_images
 from mmedagent_graph.context import Context, Contexts, Settings, Votes
 from mmedagent_graph.deliberation import Deliberation, hear
 from mmedagent_graph.frozen import FrozenAnswers
+from mmedagent_graph.hospital import doctors_of
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.models import Loader
 from mmedagent_graph.nodes import Attending, Specialist, Swappable, Triage, Voter
@@ -47,10 +49,11 @@ NODES = ("triage", "specialist", "attending")
 
 def build_graph(
     *,
-    triage: Swappable,
-    specialists: Panel | Mapping[str, Panel],
-    attending: Swappable,
-    specialties: Sequence[str] = tuple(SPECIALTIES),
+    triage: Swappable | None = None,
+    specialists: Panel | Mapping[str, Panel] | None = None,
+    attending: Swappable | None = None,
+    hospital: str | Path | None = None,
+    specialties: Sequence[str] | None = None,
     doctors: int = 3,
     votes: Votes = 1,
     abstain_below: float | None = None,
@@ -79,7 +82,9 @@ def build_graph(
         specialists: who answers. One of the same for all doctors (it takes `SpecialistInput` and returns
             `{"answer": ...}`), a list with one for each doctor, or a mapping from specialty to either.
         attending: who decides: the same again (it takes `AttendingInput` and returns `{"answer": ...}`).
-        specialties: what triage may choose from; the paper's seven.
+        hospital: who answers where none of these three is given: a folder or a server with all as adapters of one base
+            model; see `mmedagent_graph.hospital`.
+        specialties: what triage may choose from; the hospital's, or else the paper's seven.
         doctors: how many specialists are heard; a list says it by its length.
         votes: how often the attending is asked; the majority wins (section 4). `"adaptive"`: up to 3 times where the
             specialists agree and up to 9 where they do not, and no more once the majority cannot change. Votes are
@@ -107,15 +112,18 @@ def build_graph(
         ValueError: naming the argument and the valid choices.
     """
     settings = Settings(votes=votes, abstain_below=abstain_below, review=review, max_referrals=max_referrals)
-    specialties = checked_specialties(specialties)
+    load = Loader()
+    if specialties is not None:
+        specialties = checked_specialties(specialties)
+    who = doctors_of(hospital, triage, specialists, attending, specialties, doctors, load)
+    specialties = checked_specialties(who.specialties)
     pictures = kept_images(images, checkpointer)
     frozen = FrozenAnswers(cache) if cache is not None else None
-    load = Loader()
     ours = isinstance(context_schema, type) and issubclass(context_schema, Context)
     contexts = Contexts(cast(type[Context], context_schema), settings, load) if ours else None
     deliberates = ours or settings.deliberates
     staff = Staff(ours, frozen, load)
-    panels = staff.doctors(Specialist(pictures), specialists, specialties, doctors)
+    panels = staff.doctors(Specialist(pictures), who.specialists, specialties, doctors)
 
     def refer(state: ConsultationState) -> list[Send] | str:
         specialty = state["referral"]["specialty"] if state["referral"] else None
@@ -139,23 +147,23 @@ def build_graph(
         node = Standing(who, name, given.pop("enter", None), given.pop("leave", None), bool(given["error_handler"]))
         builder.add_node(name, node, retry_policy=retries.get(kind), timeout=timeouts.get(kind), **given)
 
-    add("triage", staff.member(Triage(specialties, pictures), triage, "triage"), enter=_triage_input)
+    add("triage", staff.member(Triage(specialties, pictures), who.triage, "triage"), enter=_triage_input)
     add("specialist", panels, input_schema=SpecialistInput)
     builder.add_edge(START, "triage")
     builder.add_conditional_edges("triage", refer, ["specialist", "attending"])
     builder.add_edge("specialist", "attending")
     if deliberates:
         voter = Voter(pictures)
-        alone = staff.member(voter, attending, "attending")
+        alone = staff.member(voter, who.attending, "attending")
         deliberation = Deliberation(alone, settings, contexts, panels.count, specialties)
         ahead = ("vote", "specialist", "review", END)
         add("attending", deliberation, leave=deliberation.decide, destinations=ahead)
-        voting = staff.member(voter, attending, "attending", samples=True)
+        voting = staff.member(voter, who.attending, "attending", samples=True)
         add("vote", voting, "attending", input_schema=Ballot, error_handler=says_so(failed_vote))
         builder.add_edge("vote", "attending")
         builder.add_node("review", deliberation.review, destinations=("specialist", END))
     else:
-        deciding = staff.member(Attending(pictures), attending, "attending")
+        deciding = staff.member(Attending(pictures), who.attending, "attending")
         add("attending", deciding, enter=attending_input, leave=replied)
         builder.add_edge("attending", END)
     return builder.compile(checkpointer=checkpointer, store=store, cache=cache, name=name)
