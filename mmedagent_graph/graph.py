@@ -23,7 +23,7 @@ from mmedagent_graph.consultation import Builder, Consultation, kept_images
 from mmedagent_graph.context import Context, Contexts, Settings, Votes
 from mmedagent_graph.deliberation import Deliberation, hear
 from mmedagent_graph.frozen import FrozenAnswers
-from mmedagent_graph.hospital import doctors_of
+from mmedagent_graph.hospital import Hospital, open_hospital
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.models import Loader
 from mmedagent_graph.nodes import Attending, Specialist, Swappable, Triage, Voter
@@ -113,17 +113,17 @@ def build_graph(
     """
     settings = Settings(votes=votes, abstain_below=abstain_below, review=review, max_referrals=max_referrals)
     load = Loader()
-    if specialties is not None:
-        specialties = checked_specialties(specialties)
-    who = doctors_of(hospital, triage, specialists, attending, specialties, doctors, load)
-    specialties = checked_specialties(who.specialties)
+    house = None if hospital is None else open_hospital(hospital)
+    ours = house.specialties if house and specialties is None else ()
+    specialties = checked_specialties(ours or (tuple(SPECIALTIES) if specialties is None else specialties))
+    triage, specialists, attending = _staffed(house, triage, specialists, attending, specialties, doctors, load)
     pictures = kept_images(images, checkpointer)
     frozen = FrozenAnswers(cache) if cache is not None else None
-    ours = isinstance(context_schema, type) and issubclass(context_schema, Context)
-    contexts = Contexts(cast(type[Context], context_schema), settings, load) if ours else None
-    deliberates = ours or settings.deliberates
-    staff = Staff(ours, frozen, load)
-    panels = staff.doctors(Specialist(pictures), who.specialists, specialties, doctors)
+    changeable = isinstance(context_schema, type) and issubclass(context_schema, Context)
+    contexts = Contexts(cast(type[Context], context_schema), settings, load) if changeable else None
+    deliberates = changeable or settings.deliberates
+    staff = Staff(changeable, frozen, load)
+    panels = staff.doctors(Specialist(pictures), specialists, specialties, doctors)
 
     def refer(state: ConsultationState) -> list[Send] | str:
         specialty = state["referral"]["specialty"] if state["referral"] else None
@@ -147,26 +147,55 @@ def build_graph(
         node = Standing(who, name, given.pop("enter", None), given.pop("leave", None), bool(given["error_handler"]))
         builder.add_node(name, node, retry_policy=retries.get(kind), timeout=timeouts.get(kind), **given)
 
-    add("triage", staff.member(Triage(specialties, pictures), who.triage, "triage"), enter=_triage_input)
+    add("triage", staff.member(Triage(specialties, pictures), triage, "triage"), enter=_triage_input)
     add("specialist", panels, input_schema=SpecialistInput)
     builder.add_edge(START, "triage")
     builder.add_conditional_edges("triage", refer, ["specialist", "attending"])
     builder.add_edge("specialist", "attending")
     if deliberates:
         voter = Voter(pictures)
-        alone = staff.member(voter, who.attending, "attending")
+        alone = staff.member(voter, attending, "attending")
         deliberation = Deliberation(alone, settings, contexts, panels.count, specialties)
         ahead = ("vote", "specialist", "review", END)
         add("attending", deliberation, leave=deliberation.decide, destinations=ahead)
-        voting = staff.member(voter, who.attending, "attending", samples=True)
+        voting = staff.member(voter, attending, "attending", samples=True)
         add("vote", voting, "attending", input_schema=Ballot, error_handler=says_so(failed_vote))
         builder.add_edge("vote", "attending")
         builder.add_node("review", deliberation.review, destinations=("specialist", END))
     else:
-        deciding = staff.member(Attending(pictures), who.attending, "attending")
+        deciding = staff.member(Attending(pictures), attending, "attending")
         add("attending", deciding, enter=attending_input, leave=replied)
         builder.add_edge("attending", END)
     return builder.compile(checkpointer=checkpointer, store=store, cache=cache, name=name)
+
+
+def _staffed(
+    house: Hospital | None,
+    triage: Swappable | None,
+    specialists: Panel | Mapping[str, Panel] | None,
+    attending: Swappable | None,
+    specialties: Sequence[str],
+    number: int,
+    load: Loader,
+) -> tuple[Swappable, Panel | Mapping[str, Panel], Swappable]:
+    """Who answers: whoever is given, and else the hospital's. A mapping of specialists may name but some of them.
+
+    Raises:
+        ValueError: naming who is not given, and not in the hospital either.
+    """
+    if house is None:
+        if triage is None or specialists is None or attending is None:
+            given = {"triage": triage, "specialists": specialists, "attending": attending}
+            unnamed = ", ".join(name for name, one in given.items() if one is None)
+            raise ValueError(f"{unnamed}: nobody is given; give a model string, or a hospital")
+        return triage, specialists, attending
+    own = house.models([name for name, one in (("triage", triage), ("attending", attending)) if one is None], load)
+    if specialists is None or isinstance(specialists, Mapping):
+        swapped: Mapping[str, Panel] = specialists or {}
+        specialists = {**house.specialists([one for one in specialties if one not in swapped], number, load), **swapped}
+    triage = own["triage"] if triage is None else triage
+    attending = own["attending"] if attending is None else attending
+    return triage, specialists, attending
 
 
 def _triage_input(state: ConsultationState) -> TriageInput:

@@ -256,11 +256,11 @@ def _work(calls: Sequence[_Call]) -> list[AIMessage]:
         for i, (policy, _) in enumerate(calls):
             alike = policy.temperature, policy.max_tokens, None if shared.mixes else policy.adapter
             together.setdefault(alike, []).append(i)
-        for alike in together.values():
-            policies, prompts = zip(*(calls[i] for i in alike), strict=True)
+        for rows in together.values():
+            policies, prompts = zip(*(calls[i] for i in rows), strict=True)
             one = len({policy.adapter for policy in policies}) == 1
             answers = policies[0].answer(prompts) if one else _answers(policies, prompts)
-            replies.update(zip(alike, answers, strict=True))
+            replies.update(zip(rows, answers, strict=True))
     return [replies[i] for i in range(len(calls))]
 
 
