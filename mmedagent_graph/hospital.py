@@ -13,15 +13,17 @@ for a name that is missing; who is to be the base itself is served as a further 
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from langchain_core.language_models import BaseChatModel
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from mmedagent_graph.models import Loader, sampled, vllm_key, vllm_model
+from mmedagent_graph.models import sampled, vllm_key, vllm_model
 from mmedagent_graph.prompts import SPECIALTIES
 
+Load = Callable[[str, str], BaseChatModel]
+"""Makes a model of a model string, and names the argument if it cannot: `mmedagent_graph.models.Loader`."""
 FILE = "hospital.json"
 PATIENCE = 30.0
 """Seconds in which a server must say what it serves."""
@@ -60,7 +62,7 @@ class Hospital:
     base: str | None = None
     """The model string of a folder's; nobody knows a server's."""
 
-    def models(self, names: Sequence[str], load: Loader) -> dict[str, BaseChatModel]:
+    def models(self, names: Sequence[str], load: Load) -> dict[str, BaseChatModel]:
         """The models of these doctors.
 
         Raises:
@@ -74,7 +76,7 @@ class Hospital:
             return {name: vllm_model(doctor, self.where) for name, doctor in named.items()}
         return {name: load(doctor, f"hospital: {name}") for name, doctor in named.items()}
 
-    def specialists(self, specialties: Sequence[str], number: int, load: Loader) -> dict[str, BaseChatModel]:
+    def specialists(self, specialties: Sequence[str], number: int, load: Load) -> dict[str, BaseChatModel]:
         """The model of each specialty; where a number of doctors have it they are samples, or they would be one."""
         models = self.models([slug(specialty) for specialty in specialties], load).values()
         panel = dict(zip(specialties, models, strict=True))

@@ -141,8 +141,11 @@ def fingerprint(name: str, model: PreTrainedModel | PeftModel) -> str:
 
 
 def contents(folder: Path) -> str:
-    """What tells weights from others wherever they lie: a hash of samples of their bytes."""
+    """What tells weights from others wherever they lie: a hash of samples of their bytes, and of an adapter's base."""
     digest = hashlib.sha256()
+    if is_adapter(str(folder)):
+        base = folder_of(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
+        digest.update((contents(Path(base)) if Path(base).is_dir() else base).encode())
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
