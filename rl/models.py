@@ -24,7 +24,7 @@ BASE = Path(__file__).parent / "clinic" / "base"
 """The clinic's base checkpoint, which ships with the package."""
 NAMES = {"clinic:base": BASE}
 """Model names that stand for a folder."""
-LORA = re.compile(r"\.language_model\..*\.lora_[AB]\.weight$")
+LANGUAGE_MODEL = r"\.language_model\."
 SAMPLES, SAMPLE = 64, 65536
 """How many samples are read of a file of weights, and how many bytes each has."""
 
@@ -89,11 +89,15 @@ def is_adapter(name: str) -> bool:
     return (Path(folder_of(name)) / "adapter_config.json").is_file()
 
 
-def why_not_plain(adapter: str) -> str | None:
+def why_not_plain(adapter: str, where: str = LANGUAGE_MODEL) -> str | None:
     """What an adapter has beside LoRA in the language model, where alone rows of a batch may differ in their adapter.
 
     What is elsewhere is lost without a word in a batch of several adapters, and on a vLLM that is started as usual: the
     rows of a vision tower are patches, and not patients.
+
+    Args:
+        adapter: its folder.
+        where: a pattern of the modules that may have LoRA.
     """
     folder = Path(folder_of(adapter))
     config = PeftConfig.from_pretrained(folder)
@@ -109,7 +113,8 @@ def why_not_plain(adapter: str) -> str | None:
     if not file.is_file():
         return f"no {file.name}"
     with safe_open(file, framework="pt") as weights:
-        others = [name for name in weights.keys() if not LORA.search(name)]  # noqa: SIM118
+        plain = re.compile(rf"{where}.*\.lora_[AB]\.weight$")
+        others = [name for name in weights.keys() if not plain.search(name)]  # noqa: SIM118
     return f"weights that are no LoRA of the language model's layers ({others[0]} first)" if others else None
 
 

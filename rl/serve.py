@@ -10,7 +10,9 @@ r"""One vLLM for a hospital, or for a trained run: the command that starts it.
 policies are called `triage` and `attending` where it has two, else `model`. Flags that are not known here are vLLM's.
 
 Invariant: what is served answers as it does in process, or it is refused. vLLM's LoRA is the language model's: of an
-adapter that also has weights in the vision tower it takes what it can, and leaves out the rest without an error.
+adapter that also has weights in the vision tower it takes what it can, and leaves out the rest without an error, unless
+it is started with its experimental `--enable-tower-connector-lora`: then an adapter's eyes are its own. (vLLM 0.31, on
+the clinic's base: without it an adapter of the tower alone is the base; with it log-probabilities agree within 1e-4.)
 """
 
 import argparse
@@ -28,15 +30,16 @@ import yaml
 from peft import PeftConfig
 
 from mmedagent_graph.hospital import FILE, HospitalFile, open_hospital
-from rl.models import contents, folder_of, is_adapter, why_not_plain
+from rl.models import LANGUAGE_MODEL, contents, folder_of, is_adapter, why_not_plain
 
 MODULE = "vllm.entrypoints.openai.api_server"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` may be (vLLM 0.31, `MaxLoRARanks`)."""
 IMAGE = "vllm/vllm-openai:v0.31.0"
-HOST, PORT = "127.0.0.1", 8000
+HOST, PORT = "127.0.0.1", "8000"
 """Whoever shall reach it from elsewhere comes through a proxy that asks who they are: vLLM does not."""
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+TOWER = "--enable-tower-connector-lora"
 RELOADING = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
 
@@ -50,20 +53,23 @@ class Serving:
     rank: int = 0
     """The largest of the adapters."""
 
-    def flags(self, host: str) -> list[str]:
-        """What vLLM is told."""
+    def flags(self) -> list[str]:
+        """What vLLM is told of it."""
         named = ["--model", self.base, "--served-model-name", *self.names]
-        return [*named, *(self._lora() if self.adapters else []), "--host", host, "--port", str(PORT)]
-
-    def _lora(self) -> list[str]:
+        if not self.adapters:
+            return named
         rank = next(rank for rank in RANKS if rank >= self.rank)
         modules = [f"{name}={folder}" for name, folder in self.adapters.items()]
         room = ["--max-lora-rank", str(rank), "--max-loras", str(len(modules))]  # a batch may have them all
-        return ["--enable-lora", *room, "--lora-modules", *modules]
+        return [*named, "--enable-lora", *room, "--lora-modules", *modules]
 
 
-def serving(folder: Path) -> Serving:
+def serving(folder: Path, tower: bool = False) -> Serving:
     """What a hospital's folder or a run's is served as.
+
+    Args:
+        folder: the hospital's or the run's.
+        tower: whether vLLM is told to take LoRA in the vision tower.
 
     Raises:
         ValueError: if it is neither, or has what would not answer there as it does in process.
@@ -75,7 +81,7 @@ def serving(folder: Path) -> Serving:
     else:
         raise ValueError(f"serve: {str(folder)!r} is no hospital (no {FILE}) and no finished run (no model)")
     adapters = {name: policy for name, policy in policies.items() if is_adapter(policy)}
-    refused = {name: _refusal(adapter, base) for name, adapter in adapters.items()}
+    refused = {name: _refusal(adapter, base, tower) for name, adapter in adapters.items()}
     if told := [f"{name}: {adapters[name]!r} has {why}" for name, why in refused.items() if why]:
         raise ValueError("serve: " + "; ".join(told))
     rank = max((int(PeftConfig.from_pretrained(adapter).r) for adapter in adapters.values()), default=0)
@@ -105,12 +111,12 @@ def _of_run(folder: Path) -> tuple[str, dict[str, str]]:
     return policies["model"], policies
 
 
-def _refusal(adapter: str, base: str) -> str | None:
+def _refusal(adapter: str, base: str, tower: bool) -> str | None:
     """Why vLLM would not answer as an adapter does in process, and what to do."""
     merged = "serve it as a whole model (--output merged)"
-    if why := why_not_plain(adapter):
-        tower = "train it with --freeze_vision, or " if ".visual." in why else ""
-        return f"{why}, which vLLM does not serve; {tower}{merged}"
+    if why := why_not_plain(adapter, rf"(?:{LANGUAGE_MODEL}|\.visual\.)" if tower else LANGUAGE_MODEL):
+        eyes = f"train it with --freeze_vision, add vLLM's experimental {TOWER}, or " if ".visual." in why else ""
+        return f"{why}, which vLLM does not serve; {eyes}{merged}"
     config: Any = PeftConfig.from_pretrained(adapter)
     if config.rank_pattern or config.alpha_pattern:
         return f"ranks or alphas of some modules (rank_pattern, alpha_pattern), which vLLM does not read; {merged}"
@@ -147,7 +153,7 @@ def compose(told: Serving, environment: Mapping[str, str], more: Sequence[str]) 
     service = {
         "image": IMAGE,
         "entrypoint": ["python3", "-m", MODULE],
-        "command": [*inside.flags("0.0.0.0"), *more],
+        "command": [*inside.flags(), "--host", "0.0.0.0", "--port", PORT, *more],
         "environment": dict(environment),
         "volumes": [*bound, *volumes],
         "ports": [f"{HOST}:{PORT}:{PORT}"],
@@ -222,11 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise ValueError(f"make: {' '.join(more) or 'no --base'}; it takes --base, and who is who")
             print(make(given.folder, given.base, given.triage, given.attending, given.specialist))
             return
-        told = serving(given.folder)
+        told = serving(given.folder, tower=TOWER in more)
     except ValueError as error:
         commands.error(str(error))
     environment = {**ENVIRONMENT, **(RELOADING if given.reload else {})}
-    command = ["-m", MODULE, *told.flags(HOST), *more]
+    command = ["-m", MODULE, *told.flags(), "--host", HOST, "--port", PORT, *more]
     if given.compose:
         print(compose(told, environment, more), end="")
     elif given.print:

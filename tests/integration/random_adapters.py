@@ -10,7 +10,7 @@ from rl.models import BASE, load_model
 LANGUAGE_MODEL = r".*\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 
 
-def random_adapter(folder: Path, seed: int, **config) -> Path:
+def random_adapter(folder: Path, seed: int, spread: float = 0.2, **config) -> Path:
     """Write an adapter of the clinic's base."""
     settings = {"r": 8, "lora_alpha": 16, "target_modules": LANGUAGE_MODEL, **config}
     with torch.random.fork_rng():
@@ -18,6 +18,6 @@ def random_adapter(folder: Path, seed: int, **config) -> Path:
         model = get_peft_model(load_model(str(BASE), torch.float32), LoraConfig(**settings))
         for name, weights in model.named_parameters():
             if "lora_B" in name:  # which begins at zero
-                torch.nn.init.normal_(weights, std=0.2)
+                torch.nn.init.normal_(weights, std=spread)
     model.save_pretrained(folder)
     return folder

@@ -135,7 +135,7 @@ def test_ranks_are_those_that_vllm_takes(adapter, tmp_path, capsys, r, taken):
 @pytest.mark.parametrize(
     ("weights", "config", "told"),
     [
-        ([PLAIN, TOWER], {}, r"visual\.blocks.*; train it with --freeze_vision, or serve it as a whole model"),
+        ([PLAIN, TOWER], {}, r"visual\.blocks.*; train it with --freeze_vision, add .*, or serve it as a whole model"),
         ([PLAIN], {"use_dora": True}, r"DoRA, which vLLM does not serve; serve it as a whole model"),
         ([PLAIN], {"modules_to_save": ["lm_head"]}, r"modules_to_save: lm_head"),
         ([PLAIN], {"bias": "all"}, r"bias: all"),
@@ -152,6 +152,12 @@ def test_what_vllm_would_not_serve_as_it_is_is_refused(adapter, tmp_path, capsys
     error = capsys.readouterr().err
     assert f"serve: model: {str(folder)!r} has " in error
     assert re.search(told, error)
+
+
+def test_eyes_of_its_own_are_served_where_vllm_is_told_to_take_them(adapter, tmp_path, capsys):
+    adapter("run/model", PLAIN, TOWER)
+    tower = "--enable-tower-connector-lora"
+    assert printed(capsys, tmp_path / "run", "--print", tower).endswith(f"{tower}\n")
 
 
 def test_adapters_of_two_bases_are_refused(adapter, tmp_path, capsys):
