@@ -60,7 +60,9 @@ class Serving:
             return named
         rank = next(rank for rank in RANKS if rank >= self.rank)
         modules = [f"{name}={folder}" for name, folder in self.adapters.items()]
-        room = ["--max-lora-rank", str(rank), "--max-loras", str(len(modules))]  # a batch may have them all
+        # A batch may have them all. One place more stays empty: on a CPU, vLLM asks whoever has the last place for the
+        # base whenever an adapter is in the same batch (its pull request 48421).
+        room = ["--max-lora-rank", str(rank), "--max-loras", str(len(modules) + 1)]
         return [*named, "--enable-lora", *room, "--lora-modules", *modules]
 
 

@@ -63,7 +63,7 @@ def test_the_command_of_a_hospital(hospital, tmp_path, capsys):
     assert line == [
         *["VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1", "python", "-m", "vllm.entrypoints.openai.api_server"],
         *["--model", str(BASE), "--served-model-name", "base", "attending", "nuclear-medicine", "--enable-lora"],
-        *["--max-lora-rank", "16", "--max-loras", "2", "--lora-modules"],
+        *["--max-lora-rank", "16", "--max-loras", "3", "--lora-modules"],
         *[f"triage={hospital / 'triage'}", f"radiologist={tmp_path / 'elsewhere'}"],
         *["--host", "127.0.0.1", "--port", "8000", "--dtype", "float32"],
     ]
