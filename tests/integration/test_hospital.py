@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 import urllib.request
 
 import pytest
@@ -110,11 +111,12 @@ async def test_three_doctors_with_one_adapter_are_three_samples(server, patients
 
 
 def test_one_doctor_can_be_swapped(server, patients, images):
-    mute = {"Radiologist": lambda _: {"answer": None, "reasoning": "of ones own"}}
+    mute = {"Oncologist": lambda _: {"answer": None, "reasoning": "of ones own"}}
     graph = build_graph(hospital=server.url, specialists=mute, doctors=1, images=images)
     heard = [opinion for patient in patients[:24] for opinion in graph.invoke(patient)["opinions"]]
-    assert {opinion["specialty"] for opinion in heard if opinion["reasoning"] == "of ones own"} == {"Radiologist"}
-    assert not [one for one in heard if one["specialty"] == "Radiologist" and one["reasoning"] != "of ones own"]
+    swapped = [opinion for opinion in heard if opinion["specialty"] == "Oncologist"]
+    assert {opinion["reasoning"] for opinion in swapped} == {"of ones own"}
+    assert "of ones own" not in {opinion["reasoning"] for opinion in heard if opinion not in swapped}
 
 
 def test_an_adapter_that_is_loaded_anew_after_a_training_step_answers_as_the_new_one(
@@ -195,12 +197,13 @@ def test_a_server_that_is_killed_amid_a_batch(hospital, tmp_path, capsys):
         batch = subprocess.Popen([sys.executable, "-m", "rl.evaluate", *flags], stdout=subprocess.PIPE, text=True)
         while requests_of(server) < CASES:  # of 3 a case
             assert batch.poll() is None
+            time.sleep(0.1)
         server.kill()
         told, _ = batch.communicate(timeout=300)
     report = json.loads((out / "evaluation.json").read_text())["results"]["clinic"]["house"]
     assert 0 < report["done"] < CASES
     assert report["done"] + report["failed"] == CASES
-    assert all("APIConnectionError" in why for why in report["failed_cases"].values())
+    assert [why for why in report["failed_cases"].values() if "onnect" not in why] == []  # connection, disconnected
     assert f"note: {report['failed']} cases of house failed" in told
     kept = answered(out)
     with served(folder, *options, at=server.port) as back:
@@ -216,5 +219,5 @@ def test_a_server_that_is_killed_amid_a_batch(hospital, tmp_path, capsys):
 
 def answered(out):
     """How many answers a command has kept."""
-    with sqlite3.connect(out / "answers.db") as answers:
+    with sqlite3.connect(out / "answers-0.db") as answers:
         return answers.execute("SELECT COUNT(*) FROM cache").fetchone()[0]
