@@ -5,13 +5,17 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export LANGGRAPH_CLI_NO_ANALYTICS := 1
 
-.PHONY: demo test studio app lint format base seeds clean
+.PHONY: demo test test-vllm studio app lint format base seeds clean
 
 demo: .venv/installed
 	$(BIN)/python -m rl.train_attending
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# what needs a real vLLM: one server for most of it
+test-vllm: .venv/installed .venv-vllm/installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m vllm tests/integration
 
 # LangGraph's server with the embedded clinic; the page of Studio itself is hosted by LangChain, and only shows it
 studio: .venv/installed

@@ -9,6 +9,7 @@ referrals, review), `mmedagent_graph.deliberation` stands between the specialist
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 from langgraph.cache.base import BaseCache
@@ -22,6 +23,7 @@ from mmedagent_graph.consultation import Builder, Consultation, kept_images
 from mmedagent_graph.context import Context, Contexts, Settings, Votes
 from mmedagent_graph.deliberation import Deliberation, hear
 from mmedagent_graph.frozen import FrozenAnswers
+from mmedagent_graph.hospital import Hospital, open_hospital
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.models import Loader
 from mmedagent_graph.nodes import Attending, Specialist, Swappable, Triage, Voter
@@ -47,10 +49,11 @@ NODES = ("triage", "specialist", "attending")
 
 def build_graph(
     *,
-    triage: Swappable,
-    specialists: Panel | Mapping[str, Panel],
-    attending: Swappable,
-    specialties: Sequence[str] = tuple(SPECIALTIES),
+    triage: Swappable | None = None,
+    specialists: Panel | Mapping[str, Panel] | None = None,
+    attending: Swappable | None = None,
+    hospital: str | Path | None = None,
+    specialties: Sequence[str] | None = None,
     doctors: int = 3,
     votes: Votes = 1,
     abstain_below: float | None = None,
@@ -79,7 +82,9 @@ def build_graph(
         specialists: who answers. One of the same for all doctors (it takes `SpecialistInput` and returns
             `{"answer": ...}`), a list with one for each doctor, or a mapping from specialty to either.
         attending: who decides: the same again (it takes `AttendingInput` and returns `{"answer": ...}`).
-        specialties: what triage may choose from; the paper's seven.
+        hospital: who answers where none of these three is given: a folder or a server with all as adapters of one base
+            model; see `mmedagent_graph.hospital`.
+        specialties: what triage may choose from; the hospital's, or else the paper's seven.
         doctors: how many specialists are heard; a list says it by its length.
         votes: how often the attending is asked; the majority wins (section 4). `"adaptive"`: up to 3 times where the
             specialists agree and up to 9 where they do not, and no more once the majority cannot change. Votes are
@@ -107,14 +112,17 @@ def build_graph(
         ValueError: naming the argument and the valid choices.
     """
     settings = Settings(votes=votes, abstain_below=abstain_below, review=review, max_referrals=max_referrals)
-    specialties = checked_specialties(specialties)
+    load = Loader()
+    house = None if hospital is None else open_hospital(hospital)
+    ours = house.specialties if house and specialties is None else ()
+    specialties = checked_specialties(ours or (tuple(SPECIALTIES) if specialties is None else specialties))
+    triage, specialists, attending = _staffed(house, triage, specialists, attending, specialties, doctors, load)
     pictures = kept_images(images, checkpointer)
     frozen = FrozenAnswers(cache) if cache is not None else None
-    load = Loader()
-    ours = isinstance(context_schema, type) and issubclass(context_schema, Context)
-    contexts = Contexts(cast(type[Context], context_schema), settings, load) if ours else None
-    deliberates = ours or settings.deliberates
-    staff = Staff(ours, frozen, load)
+    changeable = isinstance(context_schema, type) and issubclass(context_schema, Context)
+    contexts = Contexts(cast(type[Context], context_schema), settings, load) if changeable else None
+    deliberates = changeable or settings.deliberates
+    staff = Staff(changeable, frozen, load)
     panels = staff.doctors(Specialist(pictures), specialists, specialties, doctors)
 
     def refer(state: ConsultationState) -> list[Send] | str:
@@ -159,6 +167,35 @@ def build_graph(
         add("attending", deciding, enter=attending_input, leave=replied)
         builder.add_edge("attending", END)
     return builder.compile(checkpointer=checkpointer, store=store, cache=cache, name=name)
+
+
+def _staffed(
+    house: Hospital | None,
+    triage: Swappable | None,
+    specialists: Panel | Mapping[str, Panel] | None,
+    attending: Swappable | None,
+    specialties: Sequence[str],
+    number: int,
+    load: Loader,
+) -> tuple[Swappable, Panel | Mapping[str, Panel], Swappable]:
+    """Who answers: whoever is given, and else the hospital's. A mapping of specialists may name but some of them.
+
+    Raises:
+        ValueError: naming who is not given, and not in the hospital either.
+    """
+    if house is None:
+        if triage is None or specialists is None or attending is None:
+            given = {"triage": triage, "specialists": specialists, "attending": attending}
+            unnamed = ", ".join(name for name, one in given.items() if one is None)
+            raise ValueError(f"{unnamed}: nobody is given; give a model string, or a hospital")
+        return triage, specialists, attending
+    own = house.models([name for name, one in (("triage", triage), ("attending", attending)) if one is None], load)
+    if specialists is None or isinstance(specialists, Mapping):
+        swapped: Mapping[str, Panel] = specialists or {}
+        specialists = {**house.specialists([one for one in specialties if one not in swapped], number, load), **swapped}
+    triage = own["triage"] if triage is None else triage
+    attending = own["attending"] if attending is None else attending
+    return triage, specialists, attending
 
 
 def _triage_input(state: ConsultationState) -> TriageInput:

@@ -110,21 +110,27 @@ def _openai(model: str) -> BaseChatModel:
     return ChatOpenAI(model=model, **_connections())
 
 
-def _vllm(model: str) -> BaseChatModel:
-    """A model served by vLLM; `VLLM_BASE_URL` says where (by default this machine, port 8000). It decodes greedily.
+def vllm_model(model: str, url: str | None = None) -> BaseChatModel:
+    """A model served by vLLM, at an address or else where `VLLM_BASE_URL` says (by default this machine, port 8000).
 
-    Its messages hold `prompt_token_ids` and `token_ids` in their `response_metadata`, unless they are streamed.
+    It decodes greedily. Its messages hold `prompt_token_ids` and `token_ids` in their `response_metadata`, unless they
+    are streamed.
     """
     return _chat_vllm()(
         model=model,
-        base_url=os.environ.get("VLLM_BASE_URL", "http://127.0.0.1:8000/v1"),
-        api_key=SecretStr(os.environ.get("VLLM_API_KEY", "none")),
+        base_url=url or os.environ.get("VLLM_BASE_URL", "http://127.0.0.1:8000/v1"),
+        api_key=SecretStr(vllm_key()),
         temperature=0.0,  # where votes are cast, `sampled` makes it 1
         use_responses_api=False,
         stream_usage=True,  # ChatOpenAI by itself asks only OpenAI's own server for it
         extra_body={"return_token_ids": True},
         **_connections(),
     )
+
+
+def vllm_key() -> str:
+    """The key of a server of one's own."""
+    return os.environ.get("VLLM_API_KEY", "none")
 
 
 @functools.cache
@@ -195,4 +201,4 @@ def async_client() -> Any:
     return Client()
 
 
-BUILT_IN: dict[str, Callable[[str], BaseChatModel]] = {"openai": _openai, "vllm": _vllm}
+BUILT_IN: dict[str, Callable[[str], BaseChatModel]] = {"openai": _openai, "vllm": vllm_model}

@@ -7,12 +7,14 @@ here it opens without torchvision too.
 import dataclasses
 import hashlib
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, PeftType
+from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.processing_utils import ProcessorMixin
@@ -22,6 +24,7 @@ BASE = Path(__file__).parent / "clinic" / "base"
 """The clinic's base checkpoint, which ships with the package."""
 NAMES = {"clinic:base": BASE}
 """Model names that stand for a folder."""
+LANGUAGE_MODEL = r"\.language_model\."
 SAMPLES, SAMPLE = 64, 65536
 """How many samples are read of a file of weights, and how many bytes each has."""
 
@@ -86,6 +89,35 @@ def is_adapter(name: str) -> bool:
     return (Path(folder_of(name)) / "adapter_config.json").is_file()
 
 
+def why_not_plain(adapter: str, where: str = LANGUAGE_MODEL) -> str | None:
+    """What an adapter has beside LoRA in the language model, where alone rows of a batch may differ in their adapter.
+
+    What is elsewhere is lost without a word in a batch of several adapters, and on a vLLM that is started as usual: the
+    rows of a vision tower are patches, and not patients.
+
+    Args:
+        adapter: its folder.
+        where: a pattern of the modules that may have LoRA.
+    """
+    folder = Path(folder_of(adapter))
+    config = PeftConfig.from_pretrained(folder)
+    if config.peft_type != PeftType.LORA:
+        return f"{config.peft_type.value} in place of LoRA"
+    if config.use_dora:
+        return "DoRA"
+    if config.modules_to_save:
+        return f"whole modules beside LoRA (modules_to_save: {', '.join(config.modules_to_save)})"
+    if config.bias != "none":
+        return f"trained biases (bias: {config.bias})"
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return f"no {file.name}"
+    with safe_open(file, framework="pt") as weights:
+        plain = re.compile(rf"{where}.*\.lora_[AB]\.weight$")
+        others = [name for name in weights.keys() if not plain.search(name)]  # noqa: SIM118
+    return f"weights that are no LoRA of the language model's layers ({others[0]} first)" if others else None
+
+
 def load_model(name: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel | PeftModel:
     """The model of a policy, on a GPU if there is one; an adapter beside its base, in 32 bits, as it was trained.
 
@@ -114,8 +146,11 @@ def fingerprint(name: str, model: PreTrainedModel | PeftModel) -> str:
 
 
 def contents(folder: Path) -> str:
-    """What tells weights from others wherever they lie: a hash of samples of their bytes."""
+    """What tells weights from others wherever they lie: a hash of samples of their bytes, and of an adapter's base."""
     digest = hashlib.sha256()
+    if is_adapter(str(folder)):
+        base = folder_of(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
+        digest.update((contents(Path(base)) if Path(base).is_dir() else base).encode())
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())

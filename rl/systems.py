@@ -6,12 +6,16 @@
       trained: {system: mmedagent, triage: vllm:triage, specialists: [openai:gpt-4o], attending: vllm:attending}
       scaled: {system: mmedagent, triage: vllm:triage, ..., votes: 9}
       consistent: {system: self_consistency, model: vllm:..., match_tokens: scaled}
+      house: {system: mmedagent, hospital: hospitals/one}
+      swapped: {system: mmedagent, hospital: http://127.0.0.1:8000/v1, specialists: {Surgeon: openai:gpt-4o}}
 
-A triage doctor may also be `random` or `random:SEED`, which draws the specialty; `label`, which is told it by the data
-set: the bound that routing alone can reach; or `nobody`, who refers to no one, so that the attending decides alone.
+Whoever is named goes before the hospital (`mmedagent_graph.hospital`); specialists may be named by specialty. A triage
+doctor may also be `random` or `random:SEED`, which draws the specialty; `label`, which is told it by the data set: the
+bound that routing alone can reach; or `nobody`, who refers to no one, so that the attending decides alone.
 """
 
 import contextlib
+import functools
 import json
 import re
 import threading
@@ -23,9 +27,10 @@ import yaml
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mmedagent_graph import baselines, build_graph
+from mmedagent_graph import SPECIALTIES, baselines, build_graph
 from mmedagent_graph.consultation import Consultation
 from mmedagent_graph.context import Count, Share, Votes
+from mmedagent_graph.hospital import Hospital, open_hospital, slug
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.many import in_one_line
 from mmedagent_graph.models import load_model, sampled
@@ -44,20 +49,23 @@ Kind = Literal[
     "med_agents",
     "md_agents",
 ]
-PANEL = {"triage", "specialists"}
+PANEL = {"hospital", "triage", "specialists"}
 TAKES: dict[str, set[str]] = {
     "mmedagent": {*PANEL, "attending", "doctors", "votes", "abstain_below", "max_referrals"},
     "single": {"model"},
     "self_consistency": {"model", "samples", "match_tokens"},
     "majority_vote": {*PANEL, "doctors"},
     "one_specialist": {*PANEL},
-    "all_specialties": {"specialists", "attending", "doctors"},
+    "all_specialties": {"hospital", "specialists", "attending", "doctors"},
     "med_agents": {"model", "rounds"},
     "md_agents": {"model", "rounds"},
 }
 """What may be said of each system."""
-NEEDS = ("model", "triage", "specialists", "attending")
-"""What must be said of a system that takes it."""
+DOCTORS = ("triage", "specialists", "attending")
+NEEDS = ("model", *DOCTORS)
+"""What must be said of a system that takes it; the doctors, where there is no hospital."""
+HOSPITAL = "hospital:"
+"""Begins what stands for a doctor of a hospital's: `hospital:WHERE#NAME`."""
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 RANDOM = re.compile(r"random(?::(\d+))?")
 LABEL, NOBODY = "label", "nobody"
@@ -74,8 +82,9 @@ class System(BaseModel):
 
     system: Kind
     model: str | None = None
+    hospital: str | None = None
     triage: str | None = None
-    specialists: str | list[str] | None = None
+    specialists: str | list[str] | dict[str, str | list[str]] | None = None
     attending: str | None = None
     doctors: int | None = Field(default=None, ge=1)
     votes: Votes | None = None
@@ -91,24 +100,56 @@ class System(BaseModel):
         given = {name for name in type(self).model_fields if name != "system" and getattr(self, name) is not None}
         if wrong := sorted(given - taken):
             raise ValueError(f"{', '.join(wrong)}: {self.system} takes none; it takes {', '.join(sorted(taken))}")
-        if missing := [name for name in NEEDS if name in taken - given]:
-            raise ValueError(f"{', '.join(missing)}: {self.system} needs it; give a model string")
+        needs = {*NEEDS} - {*DOCTORS} if self.hospital else {*NEEDS}
+        if missing := [name for name in NEEDS if name in needs & taken - given]:
+            other = ", or a hospital" if "hospital" in taken else ""
+            raise ValueError(f"{', '.join(missing)}: {self.system} needs it; give a model string{other}")
         if self.triage and self.triage.startswith("random") and not RANDOM.fullmatch(self.triage):
             raise ValueError(f"triage: {self.triage!r} is none; give random, or random:SEED with a whole number")
-        if self.system == "one_specialist" and not isinstance(self.specialists, str):
-            raise ValueError(f"specialists: {self.specialists!r}; one_specialist takes one model string")
+        panels = self.specialists.values() if isinstance(self.specialists, dict) else [self.specialists]
+        if self.system == "one_specialist" and any(isinstance(panel, list) for panel in panels):
+            raise ValueError(
+                f"specialists: {self.specialists!r}; one_specialist takes one model string, or one by specialty"
+            )
         if self.doctors and isinstance(self.specialists, list):
             raise ValueError("doctors: a list of specialists says their number by its length; give one of them")
         if self.samples and self.match_tokens:
             raise ValueError("samples: it is what match_tokens finds out; give one of them")
         return self
 
+    @functools.cached_property
+    def doctors_named(self) -> dict[str, Any]:
+        """Who is triage, specialists and attending, as strings: whoever is named, and else the hospital's.
+
+        Raises:
+            ValueError: if the hospital cannot be opened.
+        """
+        named = {name: getattr(self, name) for name in DOCTORS if getattr(self, name) is not None}
+        if self.hospital is None:
+            return named
+        own = {name: f"{HOSPITAL}{self.hospital}#{name}" for name in ("triage", "attending")}
+        told = {**own, **named}
+        if not isinstance(self.specialists, str | list):
+            panel = {specialty: f"{HOSPITAL}{self.hospital}#{slug(specialty)}" for specialty in self._specialties or ()}
+            told["specialists"] = {**panel, **(self.specialists or {})}
+        return {name: who for name, who in told.items() if name in TAKES[self.system]}
+
+    @functools.cached_property
+    def _specialties(self) -> tuple[str, ...] | None:
+        """The hospital's, or those that specialists are named by; None: the paper's seven."""
+        if self.hospital:
+            return open_hospital(self.hospital).specialties or tuple(SPECIALTIES)
+        return tuple(self.specialists) if isinstance(self.specialists, dict) else None
+
     @property
     def named(self) -> list[str]:
         """The models that it asks, as strings."""
-        specialists = [self.specialists] if isinstance(self.specialists, str) else self.specialists or []
-        triage = [self.triage] if self.triage and not self._is_no_model(self.triage) else []
-        return list(dict.fromkeys(name for name in (self.model, *triage, *specialists, self.attending) if name))
+        who = self.doctors_named
+        triage = [who["triage"]] if "triage" in who and not self._is_no_model(who["triage"]) else []
+        specialists = who.get("specialists", [])
+        panels = specialists.values() if isinstance(specialists, dict) else [specialists]
+        heard = [name for panel in panels for name in ([panel] if isinstance(panel, str) else panel)]
+        return list(dict.fromkeys(name for name in (self.model, *triage, *heard, who.get("attending")) if name))
 
     @staticmethod
     def _is_no_model(triage: str) -> bool:
@@ -134,35 +175,41 @@ class System(BaseModel):
         common = {"images": images, **common}
         given = {name: getattr(self, name) for name in TAKES[self.system] if getattr(self, name) is not None}
         given.pop("match_tokens", None)
+        given.pop("hospital", None)
+        given |= self.doctors_named
         if samples:
             given["samples"] = samples
+        if self._specialties:
+            given["specialties"] = self._specialties
         for name in ("model", "attending"):
             if name in given:
                 given[name] = models(given[name])
         if "triage" in given:
-            given["triage"] = self._triage(cases, images, models)
+            given["triage"] = self._triage(given["triage"], cases, images, models)
         if "specialists" in given:
-            given["specialists"] = self._specialists(models)
+            given["specialists"] = self._specialists(given["specialists"], models)
         if self.system == "one_specialist":
             given["specialist"] = given.pop("specialists")
         factory = {"mmedagent": build_graph}.get(self.system) or getattr(baselines, self.system)
         return cast(Callable[..., Consultation], factory)(**given, **common)
 
-    def _triage(self, cases: Sequence[LabeledCase], images: ImageStore, models: "Models") -> Any:
-        if drawn := RANDOM.fullmatch(str(self.triage)):
-            return baselines.random_triage(seed=int(drawn[1] or 0))
-        if self.triage == NOBODY:
+    def _triage(self, named: str, cases: Sequence[LabeledCase], images: ImageStore, models: "Models") -> Any:
+        if drawn := RANDOM.fullmatch(named):
+            return baselines.random_triage(self._specialties or tuple(SPECIALTIES), seed=int(drawn[1] or 0))
+        if named == NOBODY:
             return lambda _: {"specialty": None}
-        return labelled(cases, images) if self.triage == LABEL else models(str(self.triage))
+        return labelled(cases, images) if named == LABEL else models(named)
 
-    def _specialists(self, models: "Models") -> Any:
+    def _specialists(self, named: Any, models: "Models") -> Any:
         """One for all doctors, or one for each; where several have one model they are samples, or they would be one."""
-        if isinstance(self.specialists, list):
-            several = {name for name in self.specialists if self.specialists.count(name) > 1}
-            return [sampled(models(name)) if name in several else models(name) for name in self.specialists]
-        model = models(str(self.specialists))
-        alone = self.system == "one_specialist" or (self.system == "all_specialties" and self.doctors in (None, 1))
-        return model if alone else sampled(model)
+        if isinstance(named, dict):
+            return {specialty: self._specialists(panel, models) for specialty, panel in named.items()}
+        if isinstance(named, list):
+            several = {name for name in named if named.count(name) > 1}
+            return [sampled(models(name)) if name in several else models(name) for name in named]
+        alone = self.system == "one_specialist" or self.doctors == 1
+        alone = alone or (self.system == "all_specialties" and self.doctors is None)
+        return models(named) if alone else sampled(models(named))
 
 
 class Models:
@@ -174,6 +221,7 @@ class Models:
 
     def __init__(self, per_minute: float | None = None) -> None:
         self._per_minute, self._known = per_minute, dict[str, Any]()
+        self._hospitals: dict[str, Hospital] = {}
 
     def __call__(self, name: str) -> Any:
         """The model of a string.
@@ -182,10 +230,16 @@ class Models:
             ValueError: naming what is wrong with it.
         """
         if name not in self._known:
-            self._known[name] = load_model(name)
+            self._known[name] = self._doctor(name) if name.startswith(HOSPITAL) else load_model(name)
             if self._per_minute:
                 self._known[name].rate_limiter = InMemoryRateLimiter(requests_per_second=self._per_minute / 60)
         return self._known[name]
+
+    def _doctor(self, name: str) -> Any:
+        where, _, doctor = name.removeprefix(HOSPITAL).rpartition("#")
+        if where not in self._hospitals:
+            self._hospitals[where] = open_hospital(where)
+        return self._hospitals[where].models([doctor], lambda model, _: self(model))[doctor]
 
     def weights(self, names: Sequence[str]) -> dict[str, str]:
         """Of those of these models that run on this machine a hash of their weights, wherever they lie."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -9,12 +11,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from mmedagent_graph import SPECIALTIES
+from mmedagent_graph.hospital import slug
 from mmedagent_graph.images import ImageStore
 from rl.clinic.doctors import DOCTORS
 from rl.cohort import clinic_cohort
 from rl.policy import PolicyChatModel, load_policy
 from rl.rollout import Rollout, roll_upstream
+from rl.serve import make, serving
 from rl.traces import Trace
+from tests.integration.random_adapters import random_adapter
+from tests.integration.servers.vllm_server import Server, served
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,3 +59,20 @@ def upstream(rollout: Rollout, cases) -> list[Trace]:
 def arrivals(rollout: Rollout, cases) -> list[Trace]:
     """The cases before triage."""
     return asyncio.run(roll_upstream(rollout, cases, node="triage", quiet=True))
+
+
+@pytest.fixture(scope="session")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clinic's base with four adapters that nobody trained: the attending's, and those of three specialties."""
+    folder = tmp_path_factory.mktemp("hospital")
+    attending = str(random_adapter(folder / "attending", 0, spread=0.15))
+    own = {name: random_adapter(folder / slug(name), seed) for seed, name in enumerate(list(SPECIALTIES)[:3], 1)}
+    make(folder, "clinic:base", None, attending, [f"{name}={own.get(name, '')}" for name in SPECIALTIES])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One vLLM for all that needs one: the hospital's."""
+    with served(tmp_path_factory.getbasetemp() / "vllm", *serving(hospital).flags()) as server:
+        yield server

@@ -1,11 +1,10 @@
 """The graph on a real server of OpenAI's protocol: the clinic's base model behind vLLM's CPU build, images included.
 
-`vllm:clinic` and `clinic:base` both decode greedily, so that they compare word for word.
+`vllm:base` and `clinic:base` both decode greedily, so that they compare word for word.
 """
 
 import asyncio
 import dataclasses
-import os
 
 import pytest
 import torch
@@ -24,19 +23,10 @@ from rl.rollout import roll_upstream
 from rl.store import Rollouts
 from rl.train_attending import COMMAND
 from rl.trainer import ConsultationTrainer
-from tests.integration.servers.vllm_server import served
 
 AT_ONCE = 32
-pytestmark = pytest.mark.timeout(900)  # the first of them starts the server
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]  # the first of them starts the server
 FIELDS = "usage", "referral", "opinions", "decision"
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder  # the workers share the one above theirs
-    with served(folder / "vllm", "--model", str(BASE), "--served-model-name", "clinic") as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +38,7 @@ def url(server, monkeypatch):
 
 
 @pytest.fixture
-def hospital(images):
+def whole(images):
     """A graph whose triage, first doctor and attending are a model; the other doctors disagree with it at times."""
 
     def build(model, **nodes):
@@ -68,18 +58,18 @@ def told(result):
     return {field: result[field] for field in FIELDS}
 
 
-async def test_consultations_at_once_end_as_they_do_in_process(hospital, patients):
+async def test_consultations_at_once_end_as_they_do_in_process(whole, patients):
     """Word for word, and as many tokens. That can be asked for: over the first 64 of these cases the attending's best
     token leads the second by a logit of 0.29 or more, and the log-probabilities of the two sides differ by 2e-5."""
-    there = await hospital("vllm:clinic").abatch(patients, {"max_concurrency": AT_ONCE})
-    here = await hospital("clinic:base").abatch(patients, {"max_concurrency": AT_ONCE})
+    there = await whole("vllm:base").abatch(patients, {"max_concurrency": AT_ONCE})
+    here = await whole("clinic:base").abatch(patients, {"max_concurrency": AT_ONCE})
     for field in FIELDS:
         assert [result[field] for result in there] == [result[field] for result in here]
     assert {result["decision"]["answer"] for result in there} == set(FINDINGS)  # and not all the same, nor unreadable
 
 
-def test_the_sync_path_ends_the_same(hospital, patients):
-    there, here = hospital("vllm:clinic"), hospital("clinic:base")
+def test_the_sync_path_ends_the_same(whole, patients):
+    there, here = whole("vllm:base"), whole("clinic:base")
     for patient in patients[:4]:
         assert told(there.invoke(patient)) == told(here.invoke(patient))
 
@@ -95,7 +85,7 @@ def asked(rollout, cases, upstream):
 def test_trainer_policy_and_server_read_the_same_tokens(url, policy, rollout, asked, tmp_path):
     """Prompt ids are identical, images included, in training, in process and served; so are the greedy answers, and
     their log-probabilities in float32 within 1e-3."""
-    served = load_model("vllm:clinic").bind(logprobs=True)
+    served = load_model("vllm:base").bind(logprobs=True)
     trainer = trainer_of(asked, rollout, tmp_path)
     rows = [trainer.train_dataset[i] for i in range(len(asked))]
     chats = [prepare_multimodal_messages(row["prompt"], row["images"]) for row in rows]
@@ -136,62 +126,62 @@ def logprobs_of(trainer, prompt, completion, fields):
     return logps[0]
 
 
-def test_another_image_is_another_answer(hospital, cases):
+def test_another_image_is_another_answer(whole, cases):
     """Everything else is the same, and no doctor has an opinion: what it answers, it has seen."""
     clear = [case for case in cases if case.key.clear][:12]
     shown = [{"question": QUESTION, "options": FINDINGS, "images": case.images} for case in clear]
     served, here = (
         [
             result["decision"]["answer"]
-            for result in hospital(model, specialists=lambda case: {"answer": None}).batch(shown)
+            for result in whole(model, specialists=lambda case: {"answer": None}).batch(shown)
         ]
-        for model in ("vllm:clinic", "clinic:base")
+        for model in ("vllm:base", "clinic:base")
     )
     assert served == here
     assert len(set(served)) > 1
 
 
-async def test_tokens_are_streamed_with_the_name_of_their_node(hospital, patients):
+async def test_tokens_are_streamed_with_the_name_of_their_node(whole, patients):
     """In more pieces than messages: that each token is one of its own cannot be asked of a busy server."""
     pieces = 0
     for patient in patients[:4]:
         said = {"triage": "", "specialist": "", "attending": ""}
-        async for chunk, about in hospital("vllm:clinic").astream(patient, stream_mode="messages"):
+        async for chunk, about in whole("vllm:base").astream(patient, stream_mode="messages"):
             if isinstance(chunk, AIMessageChunk) and chunk.text:
                 said[about["langgraph_node"]] += chunk.text
                 pieces += 1
-        here = await hospital("clinic:base").ainvoke(patient)
+        here = await whole("clinic:base").ainvoke(patient)
         assert said["triage"].endswith(f"<answer>{here['referral']['specialty']}</answer>")
         assert said["specialist"].endswith(f"<answer>{here['opinions'][0]['answer']}</answer>")
         assert said["attending"].endswith(f"<answer>{here['decision']['answer']}</answer>")
     assert pieces > 4 * len(said)
 
 
-async def test_streamed_tokens_are_counted_as_well(hospital, patients):
-    graph = hospital("vllm:clinic")
+async def test_streamed_tokens_are_counted_as_well(whole, patients):
+    graph = whole("vllm:base")
     async for mode, part in graph.astream(patients[0], stream_mode=["messages", "values"]):
         if mode == "values":
             streamed = part
     assert streamed["usage"] == (await graph.ainvoke(patients[0]))["usage"]
 
 
-async def test_a_model_that_is_not_served_is_named_at_once(hospital, patients):
+async def test_a_model_that_is_not_served_is_named_at_once(whole, patients):
     async with asyncio.timeout(60):
         with pytest.raises(Exception, match="model `nobody` does not exist"):
-            await hospital("vllm:nobody").ainvoke(patients[0])
+            await whole("vllm:nobody").ainvoke(patients[0])
 
 
-async def test_a_doctor_that_is_not_served_is_an_opinion_that_says_so(hospital, patients):
+async def test_a_doctor_that_is_not_served_is_an_opinion_that_says_so(whole, patients):
     async with asyncio.timeout(60):
-        result = await hospital("vllm:clinic", specialists=["vllm:nobody", "vllm:clinic"]).ainvoke(patients[0])
+        result = await whole("vllm:base", specialists=["vllm:nobody", "vllm:base"]).ainvoke(patients[0])
     missing, heard = result["opinions"]
     assert "model `nobody` does not exist" in missing["error"]
     assert heard["error"] is None
     assert result["decision"]["answer"] in patients[0]["options"]
 
 
-def test_a_graph_works_in_one_event_loop_after_another(hospital, patients):
+def test_a_graph_works_in_one_event_loop_after_another(whole, patients):
     """As `asyncio.run` in a script, twice; training does it too."""
-    graph = hospital("vllm:clinic")
+    graph = whole("vllm:base")
     first, second = (asyncio.run(graph.ainvoke(patients[0])) for _ in range(2))
     assert told(first) == told(second)

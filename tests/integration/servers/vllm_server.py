@@ -37,6 +37,7 @@ SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # it would bind itself to a core, on which another test may run
     "OMP_NUM_THREADS": "1",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
 }
 
 
@@ -51,6 +52,10 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
+    def kill(self) -> None:
+        """Kill it with all its children, as a machine's end would; its keeper goes, too."""
+        os.killpg(int(self.log.with_name("pid").read_text()), signal.SIGKILL)
+
 
 def vllm_python() -> Path:
     """The Python of an environment with vLLM. Without one the test is skipped; one that is named must be there."""
@@ -61,8 +66,8 @@ def vllm_python() -> Path:
 
 
 @contextlib.contextmanager
-def served(folder: Path, *options: str) -> Iterator[Server]:
-    """The server of a folder that all its users share, started if it is not up."""
+def served(folder: Path, *options: str, at: int | None = None) -> Iterator[Server]:
+    """The server of a folder that all its users share, started if it is not up, on any port or a certain one."""
     folder.mkdir(exist_ok=True)
     users, port, log = folder / "users", folder / "port", folder / "server.log"
     with users.open("a") as lock:
@@ -70,14 +75,17 @@ def served(folder: Path, *options: str) -> Iterator[Server]:
             fcntl.flock(starting, fcntl.LOCK_EX)
             fcntl.flock(lock, fcntl.LOCK_SH)  # waits while a server without users is being ended
             if not port.exists():
-                _start(users, port, log, options)
+                _start(users, port, log, options, at or _free_port())
         yield Server(int(port.read_text()), log)
 
 
-def _start(users: Path, port: Path, log: Path, options: tuple[str, ...]) -> None:
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        number = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def _start(users: Path, port: Path, log: Path, options: tuple[str, ...], number: int) -> None:
     command = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(number)]
     with log.open("wb") as output:
         keeper = subprocess.Popen(
@@ -112,6 +120,7 @@ def _healthy(port: int) -> bool:
 def keep(users: Path, port: Path, command: list[str]) -> int:
     """Run a server until nobody uses it, and end it with all its children."""
     server = subprocess.Popen(command, start_new_session=True)
+    port.with_name("pid").write_text(str(server.pid))
     with users.open() as lock:
         while server.poll() is None:
             with contextlib.suppress(BlockingIOError):

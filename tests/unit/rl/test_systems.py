@@ -1,10 +1,13 @@
 """Systems from YAML: what each kind takes and needs, and the graphs they become."""
 
 import asyncio
+import json
 import shutil
 
 import pytest
+import torch
 from fakes import QUESTION, FakeModel, answers, refers
+from safetensors.torch import save_file
 
 from rl.datasets import LabeledCase
 from rl.models import BASE, contents
@@ -131,6 +134,97 @@ def test_weights_are_told_apart_wherever_they_lie(tmp_path):
     assert Models().weights(["clinic:base", "clinic:doctor-1"]) == {"clinic:base": contents(tmp_path / "here")}
 
 
+def test_an_adapters_weights_are_its_bases_too(tmp_path):
+    """What it adds is something else to another base."""
+    shutil.copytree(BASE, tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    told = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(told))
+    save_file({"lora": torch.zeros(1)}, tmp_path / "adapter" / "adapter_model.safetensors")
+    before = contents(tmp_path / "adapter")
+    save_file({"base": torch.zeros(1)}, tmp_path / "base" / "model.safetensors")
+    assert contents(tmp_path / "adapter") != before
+
+
+@pytest.fixture
+def hospital(tmp_path, monkeypatch, models):
+    """A folder's, with an own specialty; its models are known by the last part of their names."""
+    for adapter in ("triage", "surgeon", "nuclear"):
+        (tmp_path / adapter).mkdir()
+        (tmp_path / adapter / "adapter_config.json").write_text("{}")
+    told = {"base": "clinic:base", "triage": "triage", "attending": None}
+    told["specialists"] = {"Surgeon": "surgeon", "Nuclear medicine": "nuclear"}
+    (tmp_path / "hospital.json").write_text(json.dumps(told))
+    who = {"triage": refers("Nuclear medicine"), "surgeon": answers("CT"), "nuclear": answers("PET")}
+    who["clinic:base"] = answers("MRI")
+    monkeypatch.setattr("rl.systems.load_model", lambda name: models.get(name) or who[name.rpartition("/")[2]])
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "heard", "answer"),
+    [
+        ({"system": "mmedagent"}, ["PET"] * 3, "MRI"),
+        ({"system": "mmedagent", "doctors": 1, "attending": "a"}, ["PET"], "MRI"),
+        ({"system": "mmedagent", "triage": "t"}, ["CT"] * 3, "MRI"),
+        ({"system": "mmedagent", "specialists": {"Nuclear medicine": ["s", "m"]}}, ["CT", "PET"], "MRI"),
+        ({"system": "mmedagent", "specialists": "s"}, ["CT"] * 3, "MRI"),
+        ({"system": "majority_vote"}, ["PET"] * 3, "PET"),
+        ({"system": "one_specialist"}, ["PET"], "PET"),
+        ({"system": "all_specialties"}, ["CT", "PET"], "MRI"),
+    ],
+)
+def test_a_hospital_stands_in_for_whoever_is_not_named(hospital, images, fields, heard, answer):
+    result = asked(built(images, hospital=hospital, **fields))
+    assert [opinion["answer"] for opinion in result["opinions"]] == heard
+    assert result["decision"]["answer"] == answer
+
+
+def test_chance_refers_to_the_hospitals_own(hospital, images):
+    referred = {
+        asked(built(images, system="mmedagent", hospital=hospital, triage=f"random:{seed}"))["referral"]["specialty"]
+        for seed in range(20)
+    }
+    assert referred == {"Surgeon", "Nuclear medicine"}
+
+
+def test_whom_a_hospitals_system_asks(hospital):
+    swapped = System(system="mmedagent", hospital=hospital, attending="a", specialists={"Surgeon": ["s", "m"]})
+    doctors = [f"hospital:{hospital}#{name}" for name in ("triage", "nuclear-medicine")]
+    assert swapped.named == [doctors[0], "s", "m", doctors[1], "a"]
+    assert System(system="all_specialties", hospital=hospital).named == [
+        f"hospital:{hospital}#{name}" for name in ("surgeon", "nuclear-medicine", "attending")
+    ]
+
+
+def test_all_weights_of_a_hospital_are_told(tmp_path):
+    told = {"base": "clinic:base", "triage": None, "attending": None, "specialists": {"Surgeon": None}}
+    (tmp_path / "hospital.json").write_text(json.dumps(told))
+    system = System(system="mmedagent", hospital=str(tmp_path))
+    doctors = [f"hospital:{tmp_path}#{name}" for name in ("triage", "surgeon", "attending")]
+    assert Models().weights(system.named) == dict.fromkeys(doctors, contents(BASE))
+
+
+def test_a_server_is_asked_once_whom_it_serves_and_each_may_have_a_rate_limit(monkeypatch):
+    asked = []
+    served = ["base", "triage", "attending", "radiologist"]
+    monkeypatch.setattr("mmedagent_graph.hospital._served", lambda url: asked.append(url) or served)
+    models = Models(per_minute=60)
+    names = [f"hospital:http://there/v1#{name}" for name in ("triage", "radiologist")]
+    assert [models(name).model_name for name in names] == ["triage", "radiologist"]
+    assert models(names[0]).openai_api_base == "http://there/v1"
+    assert models(names[0]).rate_limiter.requests_per_second == 1
+    assert asked == ["http://there/v1"]
+    with pytest.raises(ValueError, match="hospital: http://there/v1 has no surgeon; it has base, triage"):
+        models("hospital:http://there/v1#surgeon")
+
+
+def test_specialists_by_specialty(models, images):
+    fields = {"system": "mmedagent", "triage": "t", "attending": "a"}
+    result = asked(built(images, **fields, specialists={"Surgeon": "s", "Dentist": "m"}, doctors=2))
+    assert [opinion["answer"] for opinion in result["opinions"]] == ["CT", "CT"]
+
+
 def test_whom_a_system_asks(models):
     system = System(system="mmedagent", triage="random", specialists=["s", "m", "s"], attending="a")
     assert system.named == ["s", "m", "a"]
@@ -163,6 +257,15 @@ REFUSED = {
         ["x: votes: single takes none", "it takes model"],
     ),
     "what it needs": ("systems: {x: {system: mmedagent, triage: t}}", ["x: specialists, attending: mmedagent needs"]),
+    "no hospital": (
+        "systems: {x: {system: single, model: m, hospital: h}}",
+        ["x: hospital: single takes none", "it takes model"],
+    ),
+    "neither doctors nor hospital": ("systems: {x: {system: majority_vote}}", ["x: triage, specialists", "a hospital"]),
+    "several for one": (
+        "systems: {x: {system: one_specialist, triage: t, specialists: {Surgeon: [s, m]}}}",
+        ["x: specialists: {'Surgeon': ['s', 'm']}; one_specialist takes one model string"],
+    ),
     "unknown field": ("systems: {x: {system: single, modle: m}}", ["x: modle"]),
     "no votes": (f"systems: {{x: {{system: mmedagent, {PANEL}, attending: a, votes: 0}}}}", ["x: votes"]),
     "samples twice": (
