@@ -18,22 +18,18 @@ SFT on the gold answers, or GRPO for as many steps on the tiers as they come (`m
 import argparse
 import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from rl import printed
 from rl.cohort import CLINIC
 from rl.curriculum import TIERS
+from rl.jobs import at_once, call, train
 from rl.models import model_string
 from rl.settings import parse
 from rl.statistics import NOTHING, Figure, over_seeds
@@ -150,16 +146,15 @@ class Ablation:
         """
         training, folder = TRAININGS[name], self.out / "trainings" / f"{name}-seed{seed}"
         with self._locks.setdefault(folder.name, threading.Lock()):
-            asked = ["--runs", str(folder.parent), "--name", folder.name, "--seed", str(seed), *self._flags(name)]
+            flags = ["--seed", str(seed), *self._flags(name)]
             if training.hears:
-                asked += ["--triage", self._triage(seed)]
-            started = folder / "arguments.json"
-            if started.exists() and json.loads(started.read_text())["arguments"] != asked:
-                raise ValueError(f"out: {folder} was made with other flags; remove it, or give another --out")
-            if not (folder / "summary.json").exists():
-                resumed = [*asked[:4], "--resume"]
-                self._call(folder, training.module, resumed if started.exists() else asked)
+                flags += ["--triage", self._triage(seed)]
+            train(folder, training.module, flags, self._threads)
         return folder
+
+    @property
+    def _threads(self) -> int | None:
+        return 1 if self._given.jobs > 1 else None
 
     def _triage(self, seed: int) -> str:
         return str(self._given.triage or model_string(str(self.train("triage", seed) / "model")))
@@ -199,7 +194,7 @@ class Ablation:
         flags = ["--systems", str(folder / "systems.yaml"), "--out", str(folder), "--seed", str(seed)]
         flags += ["--cases", self._given.cases, "--reference", self.rows[0].slug, "--size", str(CASES)]
         flags += ["--split", self._given.eval_split] if self._given.eval_split else []
-        self._call(folder, "rl.evaluate", flags)
+        call(folder, "rl.evaluate", flags, self._threads)
         (told,) = json.loads((folder / "evaluation.json").read_text())["results"].values()
         if short := {name: row["failed"] + row["left"] for name, row in told.items() if row["failed"] or row["left"]}:
             names = ", ".join(f"{name} ({count})" for name, count in short.items())
@@ -223,15 +218,6 @@ class Ablation:
             "attending": attending,
             **votes,
         }
-
-    def _call(self, folder: Path, module: str, flags: Sequence[str]) -> None:
-        one = {"OMP_NUM_THREADS": "1"} if self._given.jobs > 1 else {}
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f"{folder.name}.log").open("a") as log:
-            command = [sys.executable, "-m", module, *flags]
-            code = subprocess.run(command, stdout=log, stderr=log, env=os.environ | one).returncode
-        if code:
-            raise RuntimeError(f"{module} failed with {code}; {log.name} says why")
 
 
 def summarize(rows: Sequence[Row], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -335,10 +321,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         ablation.check()
     except ValueError as error:
         parser.error(str(error))
-    _at_once(
+    at_once(
         ablation.train, [(name, seed) for name in ablation.trainings for seed in given.seeds], given.jobs, "trainings"
     )
-    measured = _at_once(ablation.measure, [(seed,) for seed in given.seeds], given.jobs, "measurements")
+    measured = at_once(ablation.measure, [(seed,) for seed in given.seeds], given.jobs, "measurements")
     lines = summarize(rows, measured)
     plain = [{key: dataclasses.asdict(v) if isinstance(v, Figure) else v for key, v in line.items()} for line in lines]
     (given.out / "ablation.json").write_text(json.dumps({"seeds": given.seeds, "rows": plain}, indent=2) + "\n")
@@ -346,19 +332,6 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     draw(lines, given.out / "ablation.png")
     print(f"\n{markdown(lines)}\n\nfigure: {given.out / 'ablation.png'}   table: {given.out / 'ablation.md'}")
     return plain
-
-
-def _at_once(work: Callable[..., Any], items: Sequence[tuple[Any, ...]], jobs: int, title: str) -> list[Any]:
-    """Do the work on all items, so many at a time; the first failure stops what has not begun."""
-    with ThreadPoolExecutor(jobs) as pool:
-        begun = [pool.submit(work, *item) for item in items]
-        try:
-            for ended in tqdm(as_completed(begun), title, len(begun), unit="run"):
-                ended.result()
-            return [one.result() for one in begun]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def search(
         ValueError: if what is known was found with something else.
     """
     about = json.loads(json.dumps(about))
-    known: dict[str, Any] = json.loads(cache.read_text(encoding="utf-8")) if cache.exists() else {"about": about, "tried": []}
+    known: dict[str, Any] = (
+        json.loads(cache.read_text(encoding="utf-8")) if cache.exists() else {"about": about, "tried": []}
+    )
     if differ := [name for name in {**known["about"], **about} if known["about"].get(name) != about.get(name)]:
         raise ValueError(f"out: {cache} was made with another {', '.join(differ)}; remove it, or give another --out")
     for candidate in candidates:

@@ -7,7 +7,7 @@ import threading
 import pytest
 import yaml
 
-from rl import ablate
+from rl import ablate, jobs
 from rl.ablate import ROWS, TRAININGS, Ablation, main, markdown, summarize
 from rl.recipe import Recipe
 from rl.settings import parse
@@ -47,7 +47,7 @@ def calls(monkeypatch):
             (folder / "summary.json").write_text("{}")
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(ablate.subprocess, "run", run)
+    monkeypatch.setattr(jobs.subprocess, "run", run)
     return started
 
 
@@ -155,7 +155,7 @@ def test_a_failed_training_ends_it(monkeypatch, tmp_path):
     def fails(command, **_):
         return subprocess.CompletedProcess(command, 1)
 
-    monkeypatch.setattr(ablate.subprocess, "run", fails)
+    monkeypatch.setattr(jobs.subprocess, "run", fails)
     with pytest.raises(RuntimeError, match=r"rl\.train_triage failed with 1; .*triage-seed0\.log says why"):
         main(["--out", str(tmp_path), "--seeds", "0"])
 
@@ -229,5 +229,5 @@ def test_the_first_failure_stops_what_has_not_begun():
     done = []
     threading.Timer(0.5, begun.set).start()
     with pytest.raises(RuntimeError, match="one"):
-        ablate._at_once(work, [(number,) for number in range(8)], 2, "")
+        jobs.at_once(work, [(number,) for number in range(8)], 2, "")
     assert len(done) <= 2  # what was under way

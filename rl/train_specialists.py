@@ -1,0 +1,158 @@
+"""Specialists of one's own: an adapter for each specialty on one base, and the hospital that they make.
+
+    python -m rl.train_specialists                                         # the clinic's seven, by SFT
+    python -m rl.train_specialists --grpo rl/configs/clinic_specialist.yaml                     # and then by GRPO
+    python -m rl.train_specialists --traces traces/slake --model Qwen/Qwen2.5-VL-3B-Instruct --sft sft.yaml --jobs 1
+
+DSA of MMedExpert-R1 (arXiv 2601.10949): one LoRA module for each specialty, by SFT on that specialty's traces (of
+`rl.build_traces`, or, where there are none, the answer keys), which may be the start of GRPO. Which specialties there
+are the cases say. Rank, targets and rates are not published; those of the recipes are ours.
+
+`--out` holds `sft/<specialty>` and `grpo/<specialty>`, each a run of its own; `hospital.json`, for `build_graph`,
+`rl.serve` and `rl.evaluate`; and `specialists.json` and `.md`: the base and each specialist on the held-out cases of its
+own specialty. What is finished is not done again: the same command goes on from wherever it was stopped. Flags that are
+not listed go to the SFT.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mmedagent_graph.hospital import FILE, HospitalFile, slug
+from mmedagent_graph.prompts import SPECIALTIES
+from rl import printed
+from rl.cohort import own_cohort
+from rl.expert_traces import specialties_of
+from rl.jobs import at_once, train
+from rl.settings import CONFIGS, parse
+from rl.train_sft import COMMAND as SFT
+from rl.train_specialist import COMMAND as GRPO
+
+OWN = CONFIGS / "clinic_specialist_sft.yaml"
+
+
+class Specialists:
+    """The trainings of all specialists.
+
+    Args:
+        given: the flags.
+        more: flags for the SFT.
+    """
+
+    def __init__(self, given: argparse.Namespace, more: Sequence[str]) -> None:
+        self.out: Path = given.out
+        self._given, self._more = given, list(more)
+
+    def check(self) -> list[str]:
+        """Read the settings of all trainings; the specialties.
+
+        Raises:
+            ValueError: naming the option that one of them does not take.
+        """
+        given = self._given
+        settings = parse(SFT, self._sft("" if given.cases or given.traces else next(iter(SPECIALTIES))))
+        if not settings.model.use_peft or settings.recipe.output != "adapter":
+            raise ValueError(f"sft: {given.sft} does not make adapters; give use_peft: true and output: adapter")
+        if given.grpo:
+            parse(GRPO, self._grpo("", Path("model")))
+        known = self._known(settings.recipe)
+        if unknown := sorted(set(given.specialties or known) - set(known)):
+            raise ValueError(f"specialties: no case is of {', '.join(unknown)}; there are {', '.join(known)}")
+        return list(given.specialties or known)
+
+    def _known(self, recipe: Any) -> list[str]:
+        given = self._given
+        if given.traces:
+            return specialties_of(given.traces)
+        if given.cases is None:
+            return list(SPECIALTIES)
+        cases = own_cohort(given.cases, recipe.split, recipe.free_text, recipe.without_keys()).cases
+        return sorted({case.specialty for case in cases if case.specialty})
+
+    def train(self, specialty: str) -> dict[str, Any]:
+        """One specialist; what its runs found, and where its adapter is."""
+        threads = 1 if self._given.jobs > 1 else None
+        last = self.out / "sft" / slug(specialty)
+        train(last, SFT.module, self._sft(specialty), threads)
+        before = _summary(last)["before"]
+        if self._given.grpo:
+            start, last = last, self.out / "grpo" / slug(specialty)
+            train(last, GRPO.module, self._grpo(specialty, start / "model"), threads)
+        return {"adapter": str((last / "model").resolve()), "before": before, "after": _summary(last)["after"]}
+
+    def _sft(self, specialty: str) -> list[str]:
+        given = self._given
+        flags = ["--config", str(given.sft), "--nodes", "specialist", "--seed", str(given.seed)]
+        return [*flags, *self._told(specialty), *(["--model", given.model] if given.model else []), *self._more]
+
+    def _grpo(self, specialty: str, start: Path) -> list[str]:
+        flags = ["--config", str(self._given.grpo), "--nodes", "specialist", "--seed", str(self._given.seed)]
+        return [*flags, *self._told(specialty), "--model", str(start), "--use_peft", "true", "--output", "adapter"]
+
+    def _told(self, specialty: str) -> list[str]:
+        told = {"specialty": specialty, "cases": self._given.cases, "traces": self._given.traces}
+        return [word for name, value in told.items() if value for word in (f"--{name}", str(value))]
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return summary
+
+
+def hospital_of(base: str, found: dict[str, dict[str, Any]], out: Path) -> Path:
+    """Write the hospital of these specialists, whose triage and attending are the base; its file."""
+    adapters = {specialty: told["adapter"] for specialty, told in found.items()}
+    file = HospitalFile(base=base, triage=None, attending=None, specialists=adapters)
+    (out / FILE).write_text(file.model_dump_json(indent=2) + "\n")
+    return out / FILE
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Accuracy in % of the base and of each specialist on its own specialty, as Markdown."""
+    rows = []
+    for specialty, told in found.items():
+        figures = [{**told[when]["overall"], "value": told[when]["overall"]["accuracy"]} for when in ("before", "after")]
+        rows.append([specialty, *map(printed.percent, figures), f"{100 * _gain(told):+.1f}"])
+    mean = fmean(_gain(told) for told in found.values())
+    return printed.markdown(["", "base", "specialist", "gain"], [*rows, ["mean", "", "", f"{100 * mean:+.1f}"]])
+
+
+def _gain(told: dict[str, Any]) -> float:
+    return float(told["after"]["overall"]["accuracy"]) - float(told["before"]["overall"]["accuracy"])
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """The command line; returns what was found of each specialist."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/specialists"), help="folder (runs/specialists)")
+    parser.add_argument("--specialties", nargs="+", help="only these; default: all that the cases have")
+    parser.add_argument("--model", help="the base; default: the recipe's")
+    parser.add_argument("--cases", help="JSONL file, or a benchmark; default: the clinic's faint images")
+    parser.add_argument("--traces", help="folder of rl.build_traces to imitate; default: the answer keys of the cases")
+    parser.add_argument("--sft", type=Path, default=OWN, help=f"recipe of the SFT ({OWN.name})")
+    parser.add_argument("--grpo", type=Path, help="recipe of GRPO after it; default: none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (2), each with one thread then")
+    given, more = parser.parse_known_args(arguments)
+    specialists = Specialists(given, more)
+    try:
+        names = specialists.check()
+    except ValueError as error:
+        parser.error(str(error))
+    told = at_once(specialists.train, [(name,) for name in names], given.jobs, "specialists")
+    found = dict(zip(names, told, strict=True))
+    base = parse(SFT, specialists._sft(names[0])).recipe.model
+    file = hospital_of(base, found, given.out)
+    (given.out / "specialists.json").write_text(json.dumps(found, indent=2) + "\n")
+    (given.out / "specialists.md").write_text(table(found) + "\n")
+    print(f"\n{table(found)}\n\nhospital: {file}")
+    return found
+
+
+if __name__ == "__main__":
+    main()
