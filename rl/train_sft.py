@@ -25,9 +25,11 @@ from transformers import PrinterCallback, ProgressCallback
 from trl import ModelConfig, SFTConfig
 
 from mmedagent_graph.answers import LETTERS, letter, read_answer
+from mmedagent_graph.state import Referral
 from rl.chat import text_turns
 from rl.experiment import Experiment
 from rl.experiment import main as run
+from rl.expert_traces import ExpertTrace, read_expert_traces
 from rl.grading import Grading
 from rl.models import freeze_vision, load_processor
 from rl.policy import forget_policies, load_policy
@@ -53,6 +55,9 @@ class Imitation(Consultations):
 
     imitate: str = setting("gold", "Learn from the `gold` answers, or from the policy's `own` right ones.")
     samples: int = setting(8, "How often the policy is asked for an answer of its `own`.")
+    traces: str | None = setting(
+        None, "Where a specialist learns: folder of `rl.build_traces`, whose traces are imitated instead."
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -60,6 +65,8 @@ class Imitation(Consultations):
         self.check_choices(imitate=("gold", "own"))
         if self.samples < 1:
             raise ValueError(f"samples: {self.samples} is not a number of samples; give 1 or more")
+        if self.traces and "specialist" not in self.nodes:
+            raise ValueError(f"traces: {self.traces!r} are a specialist's; give --nodes specialist")
 
     def check_with(self, trainer: Any, model: ModelConfig) -> None:
         """Refuse what would be passed over."""
@@ -87,13 +94,17 @@ class Imitating(Experiment):
 
     def examples(self, path: Path) -> list[Trace]:
         """Traces whose `text` is to be imitated."""
-        if not path.exists():
+        if not path.exists() and self.recipe.traces:
+            self.gather_to(path, self._traces() if self.state.is_main_process else [])
+        elif not path.exists():
             upstream = [trace for node in self.policies for trace in self.upstream(node)]
             mine = upstream[self.state.process_index :: self.state.num_processes]
             self.gather_to(path, self._gold(mine) if self.recipe.imitate == "gold" else self._own(mine))
             if self.state.is_main_process:
                 self._note_left_out(upstream, list(read_traces(path)))
         examples = list(read_traces(path))
+        if not examples and self.recipe.traces:
+            raise ValueError(f"traces: none of {self.recipe.traces!r} is of {self.recipe.specialty or 'any specialty'}")
         if not examples and self.recipe.imitate == "gold":
             raise ValueError("imitate: no key can be read where it stands as an answer; give the cases other keys")
         if not examples:
@@ -110,6 +121,15 @@ class Imitating(Experiment):
         """The prompts with their gold answers, those that are read as right."""
         golden = gold(upstream)
         return asyncio.run(_right(Rollout(images=self.images), golden, [str(trace.text) for trace in golden]))
+
+    def _traces(self) -> list[Trace]:
+        """The expert traces of the specialty, but for those of held-out cases."""
+        held_out = {case.id for case in self.held_out}
+        return [
+            trace_of_expert(one)
+            for one in read_expert_traces(str(self.recipe.traces), "train", self.images)
+            if self.recipe.specialty in (None, one.specialty) and one.case not in held_out
+        ]
 
     def _own(self, upstream: Sequence[Trace]) -> list[Trace]:
         """The different right answers of the policy to each prompt."""
@@ -163,6 +183,22 @@ class Imitating(Experiment):
         }
         turns = List({"role": Value("string"), "content": Value("string")})
         return Dataset.from_dict(rows, Features({"prompt": turns, "completion": turns, "images": List(Image())}))
+
+
+def trace_of_expert(one: ExpertTrace) -> Trace:
+    """An expert trace as a rollout of the specialist."""
+    return Trace(
+        case=one.case,
+        question=one.question,
+        options=one.options,
+        images=one.images,
+        context=one.context,
+        answer=one.answer,
+        specialty=one.specialty,
+        referral=Referral(specialty=one.specialty, reasoning=""),
+        node="specialist",
+        text=one.text,
+    )
 
 
 def gold(upstream: Sequence[Trace]) -> list[Trace]:

@@ -25,7 +25,6 @@ from mmedagent_graph.hospital import FILE, HospitalFile, slug
 from mmedagent_graph.prompts import SPECIALTIES
 from rl import printed
 from rl.cohort import own_cohort
-from rl.expert_traces import specialties_of
 from rl.jobs import at_once, train
 from rl.settings import CONFIGS, parse
 from rl.train_sft import COMMAND as SFT
@@ -53,20 +52,19 @@ class Specialists:
             ValueError: naming the option that one of them does not take.
         """
         given = self._given
-        settings = parse(SFT, self._sft("" if given.cases or given.traces else next(iter(SPECIALTIES))))
+        settings = parse(SFT, self._sft(None))
         if not settings.model.use_peft or settings.recipe.output != "adapter":
             raise ValueError(f"sft: {given.sft} does not make adapters; give use_peft: true and output: adapter")
         if given.grpo:
-            parse(GRPO, self._grpo("", Path("model")))
+            parse(GRPO, self._grpo(None, Path("model")))
         known = self._known(settings.recipe)
         if unknown := sorted(set(given.specialties or known) - set(known)):
             raise ValueError(f"specialties: no case is of {', '.join(unknown)}; there are {', '.join(known)}")
         return list(given.specialties or known)
 
     def _known(self, recipe: Any) -> list[str]:
+        """Those of the cases, in the paper's order or that of the alphabet."""
         given = self._given
-        if given.traces:
-            return specialties_of(given.traces)
         if given.cases is None:
             return list(SPECIALTIES)
         cases = own_cohort(given.cases, recipe.split, recipe.free_text, recipe.without_keys()).cases
@@ -83,18 +81,23 @@ class Specialists:
             train(last, GRPO.module, self._grpo(specialty, start / "model"), threads)
         return {"adapter": str((last / "model").resolve()), "before": before, "after": _summary(last)["after"]}
 
-    def _sft(self, specialty: str) -> list[str]:
+    def _sft(self, specialty: str | None) -> list[str]:
         given = self._given
-        flags = ["--config", str(given.sft), "--nodes", "specialist", "--seed", str(given.seed)]
-        return [*flags, *self._told(specialty), *(["--model", given.model] if given.model else []), *self._more]
+        own = _flags(traces=given.traces, model=given.model)
+        return [*self._flags(given.sft, specialty), *own, *self._more]
 
-    def _grpo(self, specialty: str, start: Path) -> list[str]:
-        flags = ["--config", str(self._given.grpo), "--nodes", "specialist", "--seed", str(self._given.seed)]
-        return [*flags, *self._told(specialty), "--model", str(start), "--use_peft", "true", "--output", "adapter"]
+    def _grpo(self, specialty: str | None, start: Path) -> list[str]:
+        own = _flags(model=start, use_peft="true", output="adapter")
+        return [*self._flags(self._given.grpo, specialty), *own]
 
-    def _told(self, specialty: str) -> list[str]:
-        told = {"specialty": specialty, "cases": self._given.cases, "traces": self._given.traces}
-        return [word for name, value in told.items() if value for word in (f"--{name}", str(value))]
+    def _flags(self, recipe: Path, specialty: str | None) -> list[str]:
+        given = self._given
+        cases = _flags(cases=given.cases, split=given.split, eval_split=given.eval_split)
+        return [*_flags(config=recipe, nodes="specialist", seed=given.seed, specialty=specialty), *cases]
+
+
+def _flags(**told: Any) -> list[str]:
+    return [word for name, value in told.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 def _summary(run: Path) -> dict[str, Any]:
@@ -114,7 +117,9 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     """Accuracy in % of the base and of each specialist on its own specialty, as Markdown."""
     rows = []
     for specialty, told in found.items():
-        figures = [{**told[when]["overall"], "value": told[when]["overall"]["accuracy"]} for when in ("before", "after")]
+        figures = [
+            {**told[when]["overall"], "value": told[when]["overall"]["accuracy"]} for when in ("before", "after")
+        ]
         rows.append([specialty, *map(printed.percent, figures), f"{100 * _gain(told):+.1f}"])
     mean = fmean(_gain(told) for told in found.values())
     return printed.markdown(["", "base", "specialist", "gain"], [*rows, ["mean", "", "", f"{100 * mean:+.1f}"]])
@@ -133,6 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     parser.add_argument("--specialties", nargs="+", help="only these; default: all that the cases have")
     parser.add_argument("--model", help="the base; default: the recipe's")
     parser.add_argument("--cases", help="JSONL file, or a benchmark; default: the clinic's faint images")
+    parser.add_argument("--split", help="rows to train on, of other cases than the clinic's")
+    parser.add_argument("--eval_split", help="rows to measure on; default: some of the others, by image")
     parser.add_argument("--traces", help="folder of rl.build_traces to imitate; default: the answer keys of the cases")
     parser.add_argument("--sft", type=Path, default=OWN, help=f"recipe of the SFT ({OWN.name})")
     parser.add_argument("--grpo", type=Path, help="recipe of GRPO after it; default: none")
