@@ -9,9 +9,9 @@ DSA of MMedExpert-R1 (arXiv 2601.10949): one LoRA module for each specialty, by 
 are the cases say. Rank, targets and rates are not published; those of the recipes are ours.
 
 `--out` holds `sft/<specialty>` and `grpo/<specialty>`, each a run of its own; `hospital.json`, for `build_graph`,
-`rl.serve` and `rl.evaluate`; and `specialists.json` and `.md`: the base and each specialist on the held-out cases of its
-own specialty. What is finished is not done again: the same command goes on from wherever it was stopped. Flags that are
-not listed go to the SFT.
+`rl.serve` and `rl.evaluate`; and `specialists.json` and `.md`: the base and each specialist on the held-out cases of
+its own specialty. What is finished is not done again: the same command goes on from wherever it was stopped. Flags that
+are not listed go to the SFT.
 """
 
 import argparse
@@ -117,10 +117,9 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     """Accuracy in % of the base and of each specialist on its own specialty, as Markdown."""
     rows = []
     for specialty, told in found.items():
-        figures = [
-            {**told[when]["overall"], "value": told[when]["overall"]["accuracy"]} for when in ("before", "after")
-        ]
-        rows.append([specialty, *map(printed.percent, figures), f"{100 * _gain(told):+.1f}"])
+        figures = [told[when]["overall"] for when in ("before", "after")]
+        cells = [printed.percent({**figure, "value": figure["accuracy"]}) for figure in figures]
+        rows.append([specialty, *cells, f"{100 * _gain(told):+.1f}"])
     mean = fmean(_gain(told) for told in found.values())
     return printed.markdown(["", "base", "specialist", "gain"], [*rows, ["mean", "", "", f"{100 * mean:+.1f}"]])
 
