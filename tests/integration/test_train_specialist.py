@@ -1,0 +1,136 @@
+"""A specialist's training from its command lines: alone, by its own cases, by SFT, GRPO and a guideline's advantages."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mmedagent_graph.hospital import open_hospital
+from rl import train_specialists
+from rl.guidelines import GENERAL, PERSPECTIVES
+from rl.perspectives import across
+from rl.settings import CONFIGS
+from rl.store import read_traces
+from rl.train_sft import main as imitate
+from rl.train_specialist import main
+from rl.trainer import ConsultationTrainer
+
+SMALL = ["--train_size", "16", "--eval_size", "12", "--logging_steps", "1", "--save_steps", "2"]
+STEPS = ["--per_device_train_batch_size", "16", "--num_generations", "2", "--max_steps", "2"]
+GUIDED = ["--guideline", str(GENERAL), "--graders", "format=0.5", "accuracy=1", "checks=0.5"]
+GRPO, SFT = CONFIGS / "clinic_specialist.yaml", CONFIGS / "clinic_specialist_sft.yaml"
+
+
+def test_a_specialist_learns_alone(tmp_path: Path):
+    flags = ["--runs", str(tmp_path), "--name", "one", "--specialty", "Surgeon", *SMALL, *STEPS]
+    summary = main(flags)
+    run = tmp_path / "one"
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert summary["ideal"] is summary["tiers"] is None
+    for when in ("before", "after"):
+        assert summary[when]["overall"]["n"] == 12
+        assert {summary[when][kind]["n"] for kind in ("easy", "medium", "hard", "triage")} == {0}
+    assert (run / "curves.png").stat().st_size > 10_000
+    rollouts = list(read_traces(run / "stages" / "1-mixed" / "rollouts.parquet"))
+    assert len(rollouts) == 2 * 16
+    for rollout in rollouts:
+        assert (rollout.node, rollout.specialty, rollout.referral["specialty"]) == ("specialist", "Surgeon", "Surgeon")
+        assert (rollout.opinions, rollout.calls, rollout.tier, rollout.perspective) == ([], [], None, None)
+        assert rollout.reward == 0.5 * rollout.rewards["format"] + rollout.rewards["accuracy"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"rewards/accuracy", "no_variance/specialist"} <= set(rows[0])
+    assert (run / "model" / "adapter_config.json").is_file()
+
+
+def test_a_case_is_asked_from_every_perspective(tmp_path: Path, monkeypatch):
+    """Two cases a generation, each from four perspectives, twice; the advantages are those of the formula."""
+    seen = []
+    plain = ConsultationTrainer._generate_and_score_completions
+
+    def watching(self, inputs):
+        output = plain(self, inputs)
+        seen.append((output["advantages"].clone(), [trace.reward for trace in self.environment.batch]))
+        return output
+
+    monkeypatch.setattr(ConsultationTrainer, "_generate_and_score_completions", watching)
+    main(["--runs", str(tmp_path), "--name", "one", *SMALL, *STEPS, *GUIDED, "--across", "0.3", "--temperature", "2"])
+    rollouts = list(read_traces(tmp_path / "one" / "stages" / "1-mixed" / "rollouts.parquet"))
+    assert [rollout.perspective for rollout in rollouts[:8]] == [name for name in PERSPECTIVES for _ in range(2)]
+    assert len({rollout.case for rollout in rollouts[:8]}) == 1
+    assert {grader for rollout in rollouts for grader in rollout.rewards} == {"format", "accuracy", "checks"}
+    prompts = {rollout.perspective: tuple(rollout.prompt_ids) for rollout in rollouts[:8]}
+    assert len(set(prompts.values())) == 4, "the policy is told from where to reason"
+    for advantages, rewards in seen:
+        of_cases = torch.tensor(rewards).view(2, 4, 2)
+        gained = of_cases - of_cases.mean(2, keepdim=True)
+        within = gained / (of_cases.std(2, keepdim=True) + 1e-4)
+        expected = 0.7 * within + 0.3 * across(of_cases)
+        torch.testing.assert_close(advantages, expected.flatten(), atol=1e-5, rtol=0)
+    assert any(advantages.abs().max() > 0.1 for advantages, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--guideline", str(GENERAL), "--num_generations", "8"], "num_generations: 8; a generation's 2 groups do not"),
+        (["--guideline", "none.yaml"], "guideline: 'none.yaml' cannot be read"),
+        (["--perspectives", "analytical", "analytical"], "perspectives: "),
+        (["--across", "1.5"], "across: 1.5"),
+        (["--graders", "checks=1"], "checks"),
+        (["--specialty", "Dentist"], "specialty: 'Dentist' is none of the clinic's"),
+        (["--nodes", "specialist", "triage"], "a specialist learns alone"),
+        (["--stages", "hard"], "specialist has heard no opinion"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(tmp_path: Path, flags, named):
+    with pytest.raises((ValueError, SystemExit)) as refused:
+        main(["--runs", str(tmp_path), *SMALL, *STEPS, *flags])
+    assert named in str(refused.value)
+
+
+def test_grpo_goes_on_with_the_adapter_of_the_sft(tmp_path: Path, capsys):
+    recipe = yaml.safe_load(GRPO.read_text())
+    few = {"train_size": 16, "eval_size": 12, "per_device_train_batch_size": 16, "num_generations": 4}
+    short = tmp_path / "short.yaml"
+    short.write_text(yaml.safe_dump({**recipe, **few, "stage_steps": [1]}))
+    flags = ["--out", str(tmp_path / "out"), "--specialties", "Surgeon", "Oncologist", "--grpo", str(short)]
+    flags += ["--jobs", "1", "--train_size", "16", "--eval_size", "12", "--num_train_epochs", "1"]
+    found = train_specialists.main(flags)
+    told = json.loads((tmp_path / "out" / "grpo" / "surgeon" / "arguments.json").read_text())["arguments"]
+    assert told[told.index("--model") + 1] == str(tmp_path / "out" / "sft" / "surgeon" / "model")
+    assert list(found) == ["Surgeon", "Oncologist"]
+    table = (tmp_path / "out" / "specialists.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| Surgeon", "| Oncologist", "| mean"]
+    hospital = open_hospital(tmp_path / "out")
+    assert hospital.specialties == ("Surgeon", "Oncologist")
+    assert hospital.doctors["surgeon"] == f"transformers:{(tmp_path / 'out' / 'grpo' / 'surgeon' / 'model').resolve()}"
+    assert train_specialists.main(flags) == found, "nothing is trained again"
+    with pytest.raises(ValueError, match="was made with other flags"):
+        train_specialists.main([*flags, "--learning_rate", "0.1"])
+    with pytest.raises(SystemExit):
+        train_specialists.main(["--out", str(tmp_path / "other"), "--specialties", "Dentist"])
+    assert "no case is of Dentist; there are Pathologist" in capsys.readouterr().err
+
+
+def test_the_sft_is_of_one_specialty(tmp_path: Path):
+    summary = imitate(
+        [
+            "--config",
+            str(SFT),
+            "--runs",
+            str(tmp_path),
+            "--name",
+            "one",
+            "--specialty",
+            "Surgeon",
+            "--num_train_epochs",
+            "1",
+            *SMALL,
+        ]
+    )
+    examples = list(read_traces(tmp_path / "one" / "stages" / "sft" / "examples.parquet"))
+    assert {(one.node, one.specialty) for one in examples} == {("specialist", "Surgeon")}
+    assert {one.text for one in examples} <= {f"<think></think><answer>{one.answer}</answer>" for one in examples}
+    assert summary["after"]["overall"]["n"] == 12
