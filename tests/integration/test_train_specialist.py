@@ -1,4 +1,4 @@
-"""A specialist's training from its command lines: alone, by its own cases, by SFT, GRPO and a guideline's advantages."""
+"""A specialist's training from its command lines: alone, by SFT, by GRPO, and by a guideline's advantages."""
 
 import json
 from pathlib import Path
