@@ -89,9 +89,11 @@ class Experiment:
         """A node's policy, to be trained."""
         return Start(self.policies[node], self.settings.model, self.recipe.freeze_vision)
 
-    def rollout(self, **frozen: Swappable) -> Rollout:
+    def rollout(self, triage: Swappable | None = None, attending: Swappable | None = None) -> Rollout:
         """Consultations with these frozen doctors beside the specialists."""
-        return Rollout(specialists=self.panel(), images=self.images, answers=self.answers, **frozen)
+        return Rollout(
+            triage=triage, specialists=self.panel(), attending=attending, images=self.images, answers=self.answers
+        )
 
     def go(self) -> dict[str, Any]:
         """The whole run; returns the summary."""
