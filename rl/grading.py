@@ -111,8 +111,13 @@ MADE = {
     "judge": "a model that judges",
     "checks": "a guideline, and a prompt that asks for one of its perspectives",
 }
-PAPER: dict[str, tuple[str, ...]] = {"attending": ("format=0.5", "accuracy=1"), "triage": ("format=0.5", "specialty=1")}
-"""The paper's graders of each node that learns, with their weights."""
+PAPER: dict[str, tuple[str, ...]] = {
+    "attending": ("format=0.5", "accuracy=1"),
+    "triage": ("format=0.5", "specialty=1"),
+    "specialist": ("format=0.5", "accuracy=1"),
+}
+"""The paper's graders of each node that learns, with their weights; a specialist's, which does not learn there, are
+those of the attending."""
 NEEDS = {
     "format": "a completion",
     "accuracy": "a key and a decision",

@@ -63,6 +63,7 @@ a_trace = st.builds(
     usage=st.dictionaries(text, usage, max_size=2),
     calls=st.lists(call, max_size=2),
     node=text,
+    perspective=maybe,
     text=maybe,
     prompt_ids=tokens,
     completion_ids=tokens,

@@ -346,4 +346,4 @@ def test_a_stage_without_a_generation_records_nothing(make, trace, tmp_path):
 
 
 def test_kinds_of_prompts():
-    assert Environment.kinds(None) == ["easy", "medium", "hard", "triage"]
+    assert Environment.kinds(None) == ["easy", "medium", "hard", "triage", "specialist"]

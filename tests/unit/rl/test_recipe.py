@@ -177,7 +177,7 @@ def test_two_stages_of_one_tier_have_names_of_their_own():
 
 def test_weights_go_by_tier_wherever_the_case_turns_up():
     for stage in Recipe(gammas=[0.1, 0.2, 0.3], nodes=BOTH, triage_gammas=[0.4]).curriculum(-1):
-        assert stage.gammas == {**tiers(0.1, 0.2, 0.3), "triage": 0.4}
+        assert stage.gammas == {**tiers(0.1, 0.2, 0.3), "triage": 0.4, "specialist": 0.4}
 
 
 def test_triages_weight_may_change_from_stage_to_stage():
@@ -188,8 +188,8 @@ def test_triages_weight_may_change_from_stage_to_stage():
 def test_or_by_stage_whatever_the_case():
     recipe = Recipe(gammas=[0.1, 0.2], gamma_by="stage", stages=["hard", MIXED], stage_steps=[1, 1], betas=[0, 0])
     assert [stage.gammas for stage in recipe.curriculum(-1)] == [
-        dict.fromkeys((*TIERS, "triage"), 0.1),
-        dict.fromkeys((*TIERS, "triage"), 0.2),
+        dict.fromkeys((*TIERS, "triage", "specialist"), 0.1),
+        dict.fromkeys((*TIERS, "triage", "specialist"), 0.2),
     ]
 
 

@@ -120,7 +120,7 @@ def test_either_node_or_both_learn(nodes):
 
 
 def test_somebody_must_learn():
-    with pytest.raises(ValueError, match=r"nodes: \[\]; name one or both of triage, attending"):
+    with pytest.raises(ValueError, match=r"nodes: \[\]; name some of triage, attending, specialist"):
         Consultations(nodes=[])
 
 
@@ -133,7 +133,9 @@ def test_a_frozen_doctor_is_the_clinics_or_the_policy_itself():
 
 
 REFUSED = {
-    "unknown node": ("--nodes specialist", ["nodes", "'specialist'", "triage, attending"]),
+    "unknown node": ("--nodes porter", ["nodes", "'porter'", "triage, attending, specialist"]),
+    "a specialist and another": ("--nodes specialist triage", ["nodes", "a specialist learns alone"]),
+    "nobody's specialty": ("--specialty Surgeon", ["specialty: 'Surgeon'", "--nodes specialist"]),
     "a node twice": ("--nodes triage triage", ["nodes", "each once"]),
     "frozen, but it learns": ("--attending vllm:x", ["attending", "'vllm:x'", "learns", "--model", "--nodes"]),
     "frozen triage, but it learns": (

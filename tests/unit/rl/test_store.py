@@ -57,6 +57,7 @@ def whole(trace, opinions):
         prompt_ids=[7, 8],
         completion_ids=[9],
         logprobs=[-0.5],
+        perspective="analytical",
         finish="stop",
         policy="2-medium@37",
         step=38,
