@@ -23,6 +23,7 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -330,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if given.cases == CLINIC and given.specialists:
         parser.error("specialists: the clinic has its own; give them with --cases")
     rows = [row for row in ROWS if given.rows is None or row.name in given.rows or row is ROWS[0]]
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renamed settings of TRL's own
     ablation = Ablation(rows, given, more)
     try:
         ablation.check()
