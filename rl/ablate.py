@@ -23,7 +23,6 @@ import re
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -36,7 +35,7 @@ from rl import printed
 from rl.cohort import CLINIC
 from rl.curriculum import TIERS
 from rl.models import model_string
-from rl.settings import parse
+from rl.settings import ignore_renamed, parse
 from rl.statistics import NOTHING, Figure, over_seeds
 from rl.train_attending import COMMAND as ATTENDING
 from rl.train_sft import COMMAND as SFT
@@ -331,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if given.cases == CLINIC and given.specialists:
         parser.error("specialists: the clinic has its own; give them with --cases")
     rows = [row for row in ROWS if given.rows is None or row.name in given.rows or row is ROWS[0]]
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renamed settings of TRL's own
+    ignore_renamed()
     ablation = Ablation(rows, given, more)
     try:
         ablation.check()
