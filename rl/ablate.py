@@ -31,7 +31,7 @@ from rl.cohort import CLINIC
 from rl.curriculum import TIERS
 from rl.jobs import at_once, call, train
 from rl.models import model_string
-from rl.settings import parse
+from rl.settings import ignore_renamed, parse
 from rl.statistics import NOTHING, Figure, over_seeds
 from rl.train_attending import COMMAND as ATTENDING
 from rl.train_sft import COMMAND as SFT
@@ -316,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if given.cases == CLINIC and given.specialists:
         parser.error("specialists: the clinic has its own; give them with --cases")
     rows = [row for row in ROWS if given.rows is None or row.name in given.rows or row is ROWS[0]]
+    ignore_renamed()
     ablation = Ablation(rows, given, more)
     try:
         ablation.check()

@@ -11,7 +11,6 @@ or not at all. The memory is an estimate, the prompt's length an assumption; bot
 
 import dataclasses
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from trl import GRPOConfig, ModelConfig
 from rl.curriculum import Stage
 from rl.launch import Launch, read_launch, refuse_launch
 from rl.memory import GIB, Load, Part, engine_tokens, memory, peak
+from rl.printed import markdown
 from rl.recipe import Recipe
-from rl.settings import CONFIGS, Command, Settings, config_name, launch_file
+from rl.settings import CONFIGS, Command, Settings, config_name, ignore_renamed, launch_file
 from rl.settings import check as check_settings
 from rl.settings import parse as parse_settings
 from rl.shapes import image_patches, meta_policy, refuse_adapted_head
@@ -190,14 +190,14 @@ def _memory_lines(parts: Sequence[Part]) -> str:
 def table(checked: Sequence[Checked]) -> str:
     """The memory of one GPU for each recipe, in GiB, as Markdown."""
     head = ["recipe", "GPUs", "policy", *COLUMNS, "at most"]
-    rows = [head, ["---"] * 3 + ["---:"] * (len(head) - 3)]
+    rows = []
     for one in checked:
         sums = [sum(part.bytes for part in one.parts if part.name in names) / GIB for names in COLUMNS.values()]
         size = one.recipe.model.rpartition("-VL-")[2].removesuffix("-Instruct")
         gpus = f"{one.launch.processes} x {one.recipe.gpu_memory} GB"
         cells = [f"{value:.1f}" if value else "-" for value in sums]
         rows.append([f"`{one.name}.yaml`", gpus, f"{size}, {_what(one.how)}", *cells, f"{peak(one.parts) / GIB:.1f}"])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(head, rows, numbers=len(head) - 3)
 
 
 def shipped() -> list[Path]:
@@ -217,7 +217,7 @@ def show(command: Command, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: saying what cannot work.
     """
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renamed settings of TRL's own
+    ignore_renamed()
     try:
         print(report(check(command, arguments)))
     except ValueError as error:
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given:
         show(COMMAND, given)
         return
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    ignore_renamed()
     print(table([check(COMMAND, ["--config", str(path)]) for path in shipped()]))
 
 

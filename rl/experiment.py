@@ -8,7 +8,6 @@ import asyncio
 import functools
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from rl.policy import PolicyChatModel, load_policy
 from rl.provenance import commit, versions
 from rl.rollout import Rollout, roll_upstream
 from rl.run import Run
-from rl.settings import Command, Settings
+from rl.settings import Command, Settings, ignore_renamed
 from rl.store import read_traces, write_traces
 from rl.traces import Trace
 
@@ -217,7 +216,7 @@ class Experiment:
 def main(kind: type[Experiment], command: Command, arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """A training command line; returns the summary."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # renamed settings of TRL's own
+    ignore_renamed()
     disable_progress_bar()  # of loading weights; the bars of the run itself stay
     run = Run.open(command, list(sys.argv[1:] if arguments is None else arguments))
     settings = run.settings

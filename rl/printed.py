@@ -26,7 +26,7 @@ def percent(figure: Mapping[str, Any], interval: bool = True) -> str:
     return f"{said} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]" if interval else said
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
+    """A table in Markdown, so many of its last columns flush right."""
+    lines = [head, ["---"] * (len(head) - numbers) + ["---:"] * numbers, *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -6,6 +6,7 @@ Invariant: what cannot work is refused here, when the settings are read, and not
 import argparse
 import dataclasses
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
@@ -268,6 +269,11 @@ def pins(recipe: Consultations) -> list[str]:
         if fixed != names:
             flags += [f"--{field}", *fixed]
     return flags
+
+
+def ignore_renamed() -> None:
+    """Say nothing of settings that transformers has renamed: they are TRL's own, and those of its readers."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def parse(command: Command, arguments: Sequence[str], processes: int | None = None) -> Settings:

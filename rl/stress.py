@@ -269,10 +269,9 @@ def print_stress(told: dict[str, dict[str, Any]]) -> None:
 def side_by_side(told: dict[str, dict[str, Any]]) -> str:
     """All models in one table, as Markdown: accuracy, flipped and followed in %."""
     columns = ("accuracy", "flipped", "followed")
-    names = dict.fromkeys(name for rows in told.values() for name in rows)
     rows = [
         [name, *(percent(rows[name][column], interval=False) for rows in told.values() for column in columns)]
-        for name in names
+        for name in next(iter(told.values()))
     ]
     return markdown(["", *(f"{column}, {model}" for model in told for column in columns)], rows)
 

@@ -175,10 +175,6 @@ class Trial:
                 outcomes[line["id"]] = line.get("error")
         return outcomes
 
-    def failed(self) -> dict[str, str]:
-        """Why cases failed that have no trace, by their ids."""
-        return {case: error for case, error in self.outcomes().items() if error is not None}
-
     def _lines(self) -> Iterator[Line]:
         return (line for path in sorted(self.folder.glob(LINES)) for line in read_lines(path))
 

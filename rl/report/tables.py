@@ -4,6 +4,7 @@ Invariant: rows that the papers print are marked as quoted, and stand only under
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -303,8 +304,8 @@ def _group_table(systems: Sequence[Measured], cases: str, title: str, path: Sequ
     sizes: dict[str, list[int]] = {}
     for one in systems:
         for result in one.study.results(cases, one.system):
-            told = result["by"].get(path[-1], {}) if path[0] == "by" else result.get(path[0], {})
-            for group, figure in told.items():
+            groups: Mapping[str, Any] = functools.reduce(lambda told, name: told.get(name, {}), path, result)
+            for group, figure in groups.items():
                 sizes.setdefault(group, []).append(figure["n"])
     if len(sizes) < 2:
         return None

@@ -28,7 +28,7 @@ TIERS = ("easy", "medium", "hard")
 FIGURE = {"accuracy", "low", "high", "n"}
 SUMMARY = {
     *("before", "after", "ideal", "gap_closed", "confusion", "unparsed", "cases", "tiers", "tokens"),
-    *("seconds", "seed", "recipe", "arguments", "versions"),
+    *("seconds", "seed", "recipe", "arguments", "versions", "commit"),
 }
 
 
