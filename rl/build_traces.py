@@ -1,5 +1,7 @@
 r"""The data of a specialist's training: questions with the reasoning by which a teacher came to the right answer.
 
+    python -m rl.build_traces --teacher clinic:teacher --guideline rl/guidelines/clinic.yaml --samples 1 \
+        --cases faint --exclude faint --out traces/faint                    # made-up, on the clinic's faint images
     python -m rl.build_traces --teacher openai:gpt-4o --cases slake --exclude slake vqa_rad path_vqa \
         --out traces/slake --prices prices.yaml --max_dollars 20
     python -m rl.build_traces --teacher vllm:Qwen/Qwen2.5-VL-72B-Instruct --cases cases.jsonl --split train \
@@ -29,7 +31,7 @@ from transformers import set_seed
 from mmedagent_graph.answers import well_formed
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.nodes.base import stated
-from rl.cohort import CLINIC, HELD_OUT, TRAIN, Cohort, clinic_cohort, hold_out, own_cohort
+from rl.cohort import CLINIC, FAINT, HELD_OUT, TRAIN, Cohort, clinic_cohort, hold_out, own_cohort
 from rl.contest import Means
 from rl.data_card import Making, card
 from rl.datasets import LabeledCase, is_benchmark
@@ -58,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     who.add_argument("--samples", type=at_least(1), default=4, help="answers of it from each perspective (4)")
     cases = whole.add_argument_group("on what")
-    cases.add_argument("--cases", required=True, help="clinic, a JSONL file, or a benchmark")
+    cases.add_argument("--cases", required=True, help="clinic, faint (its faint images), a JSONL file, or a benchmark")
     cases.add_argument("--split", help="only the rows of this split (a benchmark's train, all of a file)")
     cases.add_argument("--free_text", choices=["skip", "grade"], default="skip", help="rows without options")
     cases.add_argument("--size", type=at_least(1), default=1000, help="how many of the clinic's cases (1000)")
@@ -162,8 +164,8 @@ def chosen(given: argparse.Namespace, images: ImageStore, making: Making) -> lis
 
 
 def _source(given: argparse.Namespace, images: ImageStore) -> Cohort:
-    if given.cases == CLINIC:
-        return clinic_cohort(given.size, TRAIN + given.seed, images)
+    if given.cases in (CLINIC, FAINT):
+        return clinic_cohort(given.size, TRAIN + given.seed, images, given.cases == FAINT)
     split = given.split or ("train" if is_benchmark(given.cases) else None)
     return own_cohort(given.cases, split, given.free_text, images=images)
 
@@ -172,8 +174,8 @@ def excluded(names: Sequence[str], size: int, seed: int) -> Tests:
     """The test splits of these names.
 
     Args:
-        names: clinic, JSONL files and benchmarks, with `@SPLIT` where a split is meant that is not the usual one.
-        size: how many cases of the clinic.
+        names: clinic, faint, JSONL files and benchmarks, with `@SPLIT` where a split is meant that is not the usual one.
+        size: how many of the clinic's cases.
         seed: of these.
     """
     tests = Tests()
@@ -181,8 +183,8 @@ def excluded(names: Sequence[str], size: int, seed: int) -> Tests:
         path, _, split = (name, "", None) if "@" not in name or Path(name).exists() else name.rpartition("@")
         with tempfile.TemporaryDirectory(prefix="mmedagent-tests-") as folder:
             store = ImageStore(folder)
-            if path == CLINIC:
-                cases = clinic_cohort(size, HELD_OUT + seed, store).cases
+            if path in (CLINIC, FAINT):
+                cases = clinic_cohort(size, HELD_OUT + seed, store, path == FAINT).cases
             else:
                 cases = own_cohort(path, split, "grade", None, store).cases
             if unreadable := tests.add(name, cases, store):

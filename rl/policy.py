@@ -29,7 +29,7 @@ from pydantic import ConfigDict, PrivateAttr
 from transformers import PreTrainedModel
 
 from rl.chat import tokenize
-from rl.clinic.doctors import ClinicDoctor
+from rl.clinic.doctors import ClinicDoctor, ClinicTeacher
 from rl.models import fingerprint, folder_of, is_adapter, load_model, load_processor, why_not_plain
 
 Request = TypeVar("Request")
@@ -274,7 +274,9 @@ def transformers_model(name: str) -> BaseChatModel:
 
 
 def clinic_model(name: str) -> BaseChatModel:
-    """`clinic:base` (the base checkpoint), `clinic:doctor-1` to `-3` (a simulated specialist), or `clinic:DIR`."""
+    """`clinic:base` (the base checkpoint), `clinic:doctor-1` to `-3`, `clinic:teacher` (simulated), or `clinic:DIR`."""
+    if name == "teacher":
+        return ClinicTeacher()
     if name.startswith("doctor-") and name.removeprefix("doctor-").isdecimal():
         return ClinicDoctor(doctor=int(name.removeprefix("doctor-")))
     return load_policy(f"clinic:{name}")
