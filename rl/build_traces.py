@@ -174,7 +174,7 @@ def excluded(names: Sequence[str], size: int, seed: int) -> Tests:
     """The test splits of these names.
 
     Args:
-        names: clinic, faint, JSONL files and benchmarks, with `@SPLIT` where a split is meant that is not the usual one.
+        names: clinic, faint, JSONL files and benchmarks, with `@SPLIT` where another split than usual is meant.
         size: how many of the clinic's cases.
         seed: of these.
     """

@@ -1,5 +1,6 @@
 """The clinic's cases: made by a seed, with a key beside the pixels, and doctors who err as the key says."""
 
+import dataclasses
 import io
 import itertools
 import math
@@ -154,3 +155,20 @@ def test_a_doctor_asked_again_says_the_same_and_cases_differ():
         answers = [key(salt=2 * i).seen_by(1, INSIDER) == "cyst" for i in range(40)]
         others = [key(**{"salt": 2 * i, **change}).seen_by(1, INSIDER) == "cyst" for i in range(40)]
         assert answers != others
+
+
+def test_faint_cases_are_the_same_cases_and_none_is_lost_in_noise(cases, store):
+    faint = list(make_cases(60, seed=3, store=store, faint=True))
+    for plain, other in zip(cases, faint, strict=False):
+        assert other.key == dataclasses.replace(plain.key, clear=True)
+        assert (other.answer, other.options, other.specialty) == (plain.answer, plain.options, plain.specialty)
+        same = plain.answer == "normal" and plain.key.clear  # nothing to be faint
+        assert (other.images == plain.images) == same
+    assert {case.key.clear for case in faint} == {True}
+
+
+def test_cases_of_one_specialty_are_the_same_patients_elsewhere(cases, store):
+    skin = list(make_cases(60, seed=3, store=store, specialty="Dermatologist"))
+    assert {case.specialty for case in skin} == {case.key.specialty for case in skin} == {"Dermatologist"}
+    assert [case.answer for case in skin] == [case.answer for case in cases[:60]]
+    assert len({case.specialty for case in cases[:60]}) == 7

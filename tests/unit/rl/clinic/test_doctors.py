@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from mmedagent_graph import SPECIALTIES
+from mmedagent_graph.answers import read_answer, split_reasoning, well_formed
 from mmedagent_graph.prompts import specialist_messages
 from rl.clinic.cases import Key, make_image
-from rl.clinic.doctors import DOCTORS, ClinicDoctor
+from rl.clinic.doctors import DOCTORS, GUIDELINE, TEACHER_ERRS, ClinicDoctor, ClinicTeacher
 from rl.clinic.drawing import FINDINGS
+from rl.guidelines import PERSPECTIVES, checks_passed, guided, read_guideline
 
 
 def key(salt):
@@ -62,3 +64,37 @@ def test_a_foreign_image_is_an_error(images, pictures, png):
     for data in ([foreign], [copied.getvalue()], [foreign, pictures[0]], []):
         with pytest.raises(ValueError, match="only read images that the clinic made"):
             DOCTORS[0].invoke(prompt(images, data, "Surgeon"))
+
+
+@pytest.mark.parametrize("name", PERSPECTIVES)
+def test_the_teacher_reasons_as_it_is_told_and_mostly_sees_what_is_there(images, name):
+    guideline, teacher, right = read_guideline(GUIDELINE), ClinicTeacher(), 0
+    for salt in range(120):
+        plain = prompt(images, [make_image(key(salt), np.random.default_rng(salt))], "Surgeon")
+        said = teacher.invoke(guided(plain, guideline.text(name, "Surgeon"))).text
+        assert well_formed(said)
+        passed = checks_passed(split_reasoning(said), FINDINGS, guideline.perspectives[name])
+        assert passed
+        assert all(passed.values()), said
+        answer = FINDINGS[read_answer(said, FINDINGS)]
+        assert answer in ("cyst", "scar")  # what is there, or the lure
+        right += answer == "cyst"
+    assert abs(right / 120 - (1 - TEACHER_ERRS)) < 0.1
+
+
+def test_the_checks_tell_the_perspectives_apart(images, pictures):
+    guideline = read_guideline(GUIDELINE)
+    for name in PERSPECTIVES:
+        plain = prompt(images, pictures[:1], "Surgeon")
+        reasoning = split_reasoning(ClinicTeacher().invoke(guided(plain, guideline.text(name, "Surgeon"))).text)
+        fits = {other for other in PERSPECTIVES if all(_checked(guideline, other, reasoning))}
+        assert fits == {name}
+
+
+def _checked(guideline, name, reasoning):
+    return checks_passed(reasoning, FINDINGS, guideline.perspectives[name]).values()
+
+
+def test_the_teacher_needs_its_own_guideline(images, pictures):
+    with pytest.raises(ValueError, match=r"give --guideline .*clinic\.yaml"):
+        ClinicTeacher().invoke(prompt(images, pictures[:1], "Surgeon"))

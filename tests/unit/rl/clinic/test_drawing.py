@@ -76,3 +76,16 @@ def test_noise_covers_the_very_same_image_whatever_was_beneath(specialty):
     blind = [pixels(specialty, finding, False, 7) for finding in ("nodule", "cyst", "normal")]
     assert (blind[0] == blind[1]).all()
     assert (blind[0] == blind[2]).all()
+
+
+@looks
+def test_a_faint_finding_is_the_same_mark_with_less_ink(specialty):
+    def drawn(finding, contrast):
+        return np.asarray(draw(specialty, finding, True, np.random.default_rng(5), contrast), float)
+
+    for finding in set(FINDINGS) - {"normal"}:
+        whole, faint, none = (drawn(finding, contrast) for contrast in (1.0, 0.35, 0.0))
+        inked, faded = np.abs(whole - none).mean(), np.abs(faint - none).mean()
+        assert 0.2 * inked < faded < 0.5 * inked, finding
+        assert not (np.abs(faint - none) > 2).any(where=np.abs(whole - none) <= 1), "nowhere else"
+    assert (drawn("normal", 0.35) == drawn("normal", 1.0)).all()
