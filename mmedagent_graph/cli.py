@@ -179,6 +179,7 @@ def _graph(given: argparse.Namespace, images: ImageStore, **more: Any) -> Consul
         triage=given.triage,
         specialists=specialists[0] if specialists and len(specialists) == 1 else specialists,
         attending=given.attending,
+        hospital=given.hospital,
         votes=given.votes,
         abstain_below=given.abstain_below,
         max_referrals=given.max_referrals,

@@ -5,6 +5,7 @@ A model that is given goes before the environment, and the environment before th
     MMEDAGENT_TRIAGE        model string of the triage doctor
     MMEDAGENT_SPECIALISTS   of the specialists, separated by commas: one for all doctors, or one for each
     MMEDAGENT_ATTENDING     of the attending physician
+    MMEDAGENT_HOSPITAL      folder or address of a hospital (`mmedagent_graph.hospital`), for whoever is not named
 """
 
 import os
@@ -20,7 +21,7 @@ CLINIC: dict[str, str | list[str]] = {
     "attending": "clinic:base",
 }
 """The embedded clinic: its tiny model, and three simulated doctors."""
-VARIABLES = {name: f"MMEDAGENT_{name.upper()}" for name in CLINIC}
+VARIABLES = {name: f"MMEDAGENT_{name.upper()}" for name in (*CLINIC, "hospital")}
 
 
 def default_graph(**overrides: Any) -> Consultation:
@@ -33,16 +34,19 @@ def default_graph(**overrides: Any) -> Consultation:
         ValueError: naming the argument and the valid choices, or what to install.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    for name in CLINIC.keys() - given.keys():
-        if named := _named(name):
-            given[name] = named
+    if "hospital" not in given:
+        for name in VARIABLES.keys() - given.keys():
+            if named := _named(name):
+                given[name] = named
+    if "hospital" in given:
+        return build_graph(**given)
     if unnamed := [name for name in CLINIC if name not in given]:
         _need_clinic(unnamed)
     return build_graph(**{**CLINIC, **given})
 
 
 def _named(name: str) -> str | list[str] | None:
-    """What the environment names for a node; an empty variable names nobody."""
+    """What the environment names for a node, or as the hospital; an empty variable names nobody."""
     value = os.environ.get(VARIABLES[name], "").strip()
     if name != "specialists" or "," not in value:
         return value or None
@@ -57,7 +61,7 @@ def _need_clinic(unnamed: list[str]) -> None:
     try:
         load_model("clinic:doctor-1")
     except ValueError as error:
-        variables = ", ".join(VARIABLES[name] for name in unnamed)
+        variables = ", ".join(VARIABLES[name] for name in (*unnamed, "hospital"))
         raise ValueError(
             f"{', '.join(unnamed)}: no model is named, and the clinic that answers by default is not installed; "
             f"pip install 'mmedagent-graph[rl]', or name one ({variables})"

@@ -105,6 +105,11 @@ def _add_graph(parser: argparse.ArgumentParser) -> None:
         models.add_argument(
             f"--{name}", metavar="MODEL", help=f"{number}; default: ${VARIABLES[name]}, or {fallback}", **several
         )
+    models.add_argument(
+        "--hospital",
+        metavar="PLACE",
+        help=f"folder or address of a hospital, for whoever is not named; default: ${VARIABLES['hospital']}",
+    )
     models.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="of every call; default: none")
     models.add_argument("--retries", type=_at_least(0), default=0, metavar="N", help="of calls that may work later (0)")
     models.add_argument(

@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             triage=given.triage,
             specialists=specialists[0] if specialists and len(specialists) == 1 else specialists,
             attending=given.attending,
+            hospital=given.hospital,
             votes=given.votes,
             context_schema=Context,
             checkpointer=InMemorySaver(),
@@ -51,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         several: dict[str, Any] = {"nargs": "+"} if name == "specialists" else {}
         fallback = "the clinic's doctors" if several else CLINIC[name]
         models.add_argument(f"--{name}", metavar="MODEL", help=f"default: ${VARIABLES[name]}, or {fallback}", **several)
+    hospital = f"for whoever is not named: its folder or address; default: ${VARIABLES['hospital']}"
+    models.add_argument("--hospital", metavar="PLACE", help=hospital)
     parser.add_argument(
         "--votes",
         type=_votes,

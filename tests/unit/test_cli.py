@@ -173,8 +173,34 @@ def test_a_clinic_that_is_not_installed_says_what_to_install(
     assert main(["consult", *QUESTION]) == 2
     assert capsys.readouterr().err == (
         "error: specialists, attending: no model is named, and the clinic that answers by default is not installed; "
-        "pip install 'mmedagent-graph[rl]', or name one (MMEDAGENT_SPECIALISTS, MMEDAGENT_ATTENDING)\n"
+        "pip install 'mmedagent-graph[rl]', or name one "
+        "(MMEDAGENT_SPECIALISTS, MMEDAGENT_ATTENDING, MMEDAGENT_HOSPITAL)\n"
     )
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> str:
+    """One whose base is everybody."""
+    told = {"base": "fake:cyst", "triage": None, "attending": None, "specialists": {"Radiologist": None}}
+    (tmp_path / "hospital.json").write_text(json.dumps(told))
+    return str(tmp_path)
+
+
+def test_a_hospital_that_is_given_goes_before_the_environment(clinic: Clinic, hospital: str) -> None:
+    main(["consult", *QUESTION, *OPTIONS, "--hospital", hospital, "--attending", "fake:scar"])
+    assert set(clinic.loaded) == {"cyst", "scar"}
+
+
+def test_the_environments_hospital_is_for_whoever_is_not_named(
+    clinic: Clinic, hospital: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MMEDAGENT_SPECIALISTS")
+    monkeypatch.setenv("MMEDAGENT_HOSPITAL", hospital)
+    main(["consult", *QUESTION, *OPTIONS, "--json"])
+    assert set(clinic.loaded) == {"Radiologist", "cyst", "nodule"}
+    told = json.loads(capsys.readouterr().out)
+    assert [opinion["answer"] for opinion in told["opinions"]] == ["cyst"] * 3
+    assert told["decision"]["answer"] == "nodule"
 
 
 def test_the_clinic_need_not_be_installed_where_all_are_named(
