@@ -65,7 +65,12 @@ def parser() -> argparse.ArgumentParser:
     )
     who.add_argument("--votes", type=at_least(1), default=1, help="how often its attending is asked (1)")
     cases = whole.add_argument_group("on what")
-    cases.add_argument("--cases", nargs="+", default=[CLINIC], help="clinic (default), JSONL files, benchmarks")
+    cases.add_argument(
+        "--cases",
+        nargs="+",
+        default=[CLINIC],
+        help="clinic (default), faint (its faint images), JSONL, benchmarks",
+    )
     cases.add_argument("--split", help="only the rows of this split")
     cases.add_argument("--free_text", choices=["skip", "grade"], default="skip", help="rows without options")
     cases.add_argument("--size", type=at_least(1), default=1000, help="how many of the clinic's cases (1000)")

@@ -22,9 +22,10 @@ DIR holds `model`, the agent: an adapter of the base (what TIES and DARE merge h
 `merge.json` says how much of it `--rank` has kept), or with `--output merged` a whole model, of which nothing is lost.
 Beside it, `merge.json` says what was done, and `conflicts.*` how far the experts disagree (rl.conflicts).
 
-`--search` takes the density and the scale that answer most validation cases right, as the single doctor of all of them.
-These cases must not be the ones that the agent is measured on afterwards; with `clinic`, whose cases are drawn by the
-seed, `--seed` must differ from the evaluation's. What was tried is in `search.json`; the same command goes on.
+`--search` takes the density and the scale that answer most validation cases right: as the specialist whom a case's
+label names or, where a case has none, as a single doctor. These cases must not be the ones that the agent is measured
+on afterwards; with `clinic` and `faint`, whose cases are drawn by the seed, `--seed` must differ from the evaluation's.
+What was tried is in `search.json`; the same command goes on.
 """
 
 import argparse
@@ -47,7 +48,7 @@ from rl.conflicts import Conflict, write_conflicts
 from rl.experts import Experts
 from rl.models import contents, folder_of, load_processor, pinned
 from rl.provenance import commit, versions
-from rl.search import accuracy, search, told_of
+from rl.search import accuracy, role_of, search, told_of
 
 METHODS: Mapping[str, Callable[[list[torch.Tensor], torch.Tensor, float], torch.Tensor]] = {
     "ties": ties,
@@ -265,7 +266,7 @@ def searched(given: argparse.Namespace, how: Merging) -> Merging:
         ValueError: naming the flag that is missing, or was given beside what it searches for.
     """
     if given.cases is None:
-        raise ValueError("cases: --search needs validation cases; give a JSONL file, a benchmark, or clinic")
+        raise ValueError("cases: --search needs validation cases; give a JSONL file, a benchmark, clinic or faint")
     if given.density is not None or given.scale != 1:
         raise ValueError("density, scale: --search finds them; give --densities and --scales to choose from")
     if given.densities and how.method not in TRIMS:
@@ -280,13 +281,14 @@ def searched(given: argparse.Namespace, how: Merging) -> Merging:
         "cases": told_of(given.cases),
         "split": given.split,
     }
+    role = role_of(given.cases, given.split, given.seed)
     given.out.mkdir(parents=True, exist_ok=True)
     best = search(
         found,
         lambda candidate, folder: write(
             Experts(given.experts, given.base), dataclasses.replace(how, **candidate), folder
         ),
-        lambda folder: accuracy(folder, given.cases, given.split, given.seed),
+        lambda folder: accuracy(folder, role, given.cases, given.split, given.seed),
         given.out / "search.json",
         about,
     )
@@ -309,7 +311,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--rank", type=int, help="of the adapter; default: the sum of the experts'")
     whole.add_argument("--dtype", default="float32", help=f"of the whole model, {', '.join(DTYPES)} (float32)")
     whole.add_argument("--search", action="store_true", help="find the density and the scale on validation cases")
-    whole.add_argument("--cases", help="that --search asks: a JSONL file, a benchmark, or clinic")
+    whole.add_argument("--cases", help="that --search asks: a JSONL file, a benchmark, clinic or faint")
     whole.add_argument("--split", help="only its rows of this split")
     whole.add_argument("--densities", type=float, nargs="+", help=f"to choose from ({_many(DENSITIES)})")
     whole.add_argument("--scales", type=float, nargs="+", help=f"to choose from ({_many(SCALES)})")

@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmedagent_graph.images import ImageStore
 from rl import evaluate
+from rl.cohort import measured
 from rl.models import model_string
 from rl.policy import forget_policies
+from rl.systems import LABEL
 
 Candidate = Mapping[str, Any]
 NAME = "merged"
@@ -63,16 +66,28 @@ def _score(known: Mapping[str, Any], candidate: Candidate) -> Any:
     return next((one["score"] for one in known["tried"] if {**one, **candidate} == one), None)
 
 
-def accuracy(folder: Path, cases: str, split: str | None, seed: int) -> float:
-    """The accuracy of a model as the single doctor of all cases, by rl.evaluate.
+def role_of(cases: str, split: str | None, seed: int) -> Callable[[str], dict[str, str]]:
+    """How a model is to be asked about these cases, as `rl.systems` says it.
+
+    It is the specialist that each case's label names, as its experts were trained to be; where a case has no label, it
+    is asked as a single doctor.
+    """
+    with tempfile.TemporaryDirectory(prefix="mmedagent-search-") as folder:
+        cohort = measured(cases, ImageStore(folder), split, "grade", 100, seed)
+    if all(case.specialty for case in cohort.cases):
+        return lambda model: {"system": "one_specialist", "triage": LABEL, "specialists": model}
+    return lambda model: {"system": "single", "model": model}
+
+
+def accuracy(folder: Path, role: Callable[[str], dict[str, str]], cases: str, split: str | None, seed: int) -> float:
+    """The accuracy of a model in a role, by rl.evaluate.
 
     Raises:
         ValueError: if there is nothing to measure it on, or a case has failed.
     """
     with tempfile.TemporaryDirectory(prefix="mmedagent-search-") as out:
         systems = Path(out) / "systems.yaml"
-        single = {NAME: {"system": "single", "model": model_string(str(folder))}}
-        systems.write_text(json.dumps({"systems": single}), encoding="utf-8")
+        systems.write_text(json.dumps({"systems": {NAME: role(model_string(str(folder)))}}), encoding="utf-8")
         flags = ["--systems", str(systems), "--cases", cases, "--out", out, "--seed", str(seed)]
         given = evaluate.parser().parse_args([*flags, *(["--split", split] if split else [])])
         report = asyncio.run(evaluate.evaluate(given))

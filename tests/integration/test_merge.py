@@ -18,6 +18,8 @@ from rl.models import BASE, load_model, load_processor
 from rl.models import merge as merge_one
 from rl.policy import load_policy
 from rl.rollout import roll_upstream
+from rl.search import role_of
+from rl.systems import System
 
 TOWERS = r".*\.(q_proj|v_proj|up_proj|qkv|mlp\.2)"
 """Modules of both towers and of the projector between them."""
@@ -288,3 +290,14 @@ def test_the_command_line_searches_and_merges(experts, questions, tmp_path, caps
     conflicts = json.loads((out / "conflicts.json").read_text())
     assert conflicts["density"] == best["density"]
     assert conflicts["overall"]["conflict"] == pytest.approx(0.5, abs=0.05)  # the experts are random
+
+
+@pytest.mark.parametrize(
+    ("labels", "system"), [(["Surgeon", "Oncologist"], "one_specialist"), (["Surgeon", None], "single")]
+)
+def test_the_search_asks_as_the_experts_were_trained(tmp_path, labels, system):
+    rows = [{"question": "What?", "options": ["a", "b"], "answer": "a", "specialty": label} for label in labels]
+    (tmp_path / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = role_of(str(tmp_path / "cases.jsonl"), None, 0)("transformers:here")
+    assert told["system"] == system
+    assert System(**told).system == system  # which takes what is said
