@@ -139,6 +139,23 @@ def _asked(recipe: Any, split: str | None, images: ImageStore) -> Cohort:
     return Cohort(mine, cohort.skipped + len(cohort.cases) - len(mine))
 
 
+def rehearsed(recipe: Any, n: int, seed: int, images: ImageStore, held_out: Sequence[LabeledCase]) -> list[LabeledCase]:
+    """At most `n` cases of all specialties, for what a specialist is not to forget (`rl.train_sft.Imitation`).
+
+    None has a picture of a held-out case: what is measured on is not trained on, not even without its key.
+    """
+    if recipe.rehearse in (CLINIC, FAINT):
+        return list(clinic_cohort(n, TRAIN + seed, images, recipe.rehearse == FAINT).cases)
+    cohort = own_cohort(recipe.rehearse, None, recipe.free_text, None, images)
+    apart = {_same_picture(image) for case in held_out for image in case.images}
+    known = [
+        case for case in cohort.cases if case.specialty and not apart.intersection(map(_same_picture, case.images))
+    ]
+    if not known:
+        raise ValueError(f"rehearse: no row of {recipe.rehearse!r} has a specialty and pictures that are not held out")
+    return random.Random(seed).sample(known, min(n, len(known)))
+
+
 def hold_out(cases: Sequence[LabeledCase], share: float, seed: int) -> tuple[list[LabeledCase], list[LabeledCase]]:
     """Training and held-out cases, split by image: a `share` of the images, with all their questions, is held out.
 

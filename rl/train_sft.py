@@ -27,6 +27,7 @@ from trl import ModelConfig, SFTConfig
 from mmedagent_graph.answers import LETTERS, letter, read_answer
 from mmedagent_graph.state import Referral
 from rl.chat import text_turns
+from rl.cohort import rehearsed
 from rl.experiment import Experiment
 from rl.experiment import main as run
 from rl.expert_traces import ExpertTrace, read_expert_traces
@@ -58,6 +59,12 @@ class Imitation(Consultations):
     traces: str | None = setting(
         None, "Where a specialist learns: folder of `rl.build_traces`, whose traces are imitated instead."
     )
+    rehearse: str | None = setting(
+        None,
+        "Where a specialist learns: cases of all specialties (`clinic`, a JSONL file, a benchmark) on which it is to "
+        "go on saying what it says, right or wrong. What it learns then stays its own, and merges better.",
+    )
+    rehearsal: float = setting(0.5, "Share of the examples that are rehearsed, where there are so many.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -65,8 +72,11 @@ class Imitation(Consultations):
         self.check_choices(imitate=("gold", "own"))
         if self.samples < 1:
             raise ValueError(f"samples: {self.samples} is not a number of samples; give 1 or more")
-        if self.traces and "specialist" not in self.nodes:
-            raise ValueError(f"traces: {self.traces!r} are a specialist's; give --nodes specialist")
+        for field, named in (("traces", self.traces), ("rehearse", self.rehearse)):
+            if named and "specialist" not in self.nodes:
+                raise ValueError(f"{field}: {named!r} is for a specialist; give --nodes specialist")
+        if not 0 < self.rehearsal < 1:
+            raise ValueError(f"rehearsal: {self.rehearsal} is no share between 0 and 1")
 
     def check_with(self, trainer: Any, model: ModelConfig) -> None:
         """Refuse what would be passed over."""
@@ -94,13 +104,11 @@ class Imitating(Experiment):
 
     def examples(self, path: Path) -> list[Trace]:
         """Traces whose `text` is to be imitated."""
-        if not path.exists() and self.recipe.traces:
-            self.gather_to(path, self._traces() if self.state.is_main_process else [])
-        elif not path.exists():
-            upstream = [trace for node in self.policies for trace in self.upstream(node)]
-            mine = upstream[self.state.process_index :: self.state.num_processes]
-            self.gather_to(path, self._gold(mine) if self.recipe.imitate == "gold" else self._own(mine))
-            if self.state.is_main_process:
+        if not path.exists():
+            upstream = [] if self.recipe.traces else [trace for node in self.policies for trace in self.upstream(node)]
+            learned = self._learned(self._mine(upstream))
+            self.gather_to(path, [*learned, *self._rehearsed(len(learned))])
+            if self.state.is_main_process and upstream:
                 self._note_left_out(upstream, list(read_traces(path)))
         examples = list(read_traces(path))
         if not examples and self.recipe.traces:
@@ -111,11 +119,35 @@ class Imitating(Experiment):
             raise ValueError(f"imitate: no answer of {self.recipe.model!r} was right in {self.recipe.samples} samples")
         return examples
 
+    def _mine(self, traces: Sequence[Trace]) -> Sequence[Trace]:
+        """This process's part."""
+        return traces[self.state.process_index :: self.state.num_processes]
+
+    def _learned(self, upstream: Sequence[Trace]) -> list[Trace]:
+        if self.recipe.traces:
+            return list(self._mine(self._traces()))
+        return self._gold(upstream) if self.recipe.imitate == "gold" else self._own(upstream)
+
+    def _rehearsed(self, learned: int) -> list[Trace]:
+        """What the policy says of as many cases as go with so many examples, every process for its own."""
+        if self.recipe.rehearse is None:
+            return []
+        wanted = round(self.recipe.rehearsal / (1 - self.recipe.rehearsal) * learned)
+        cases = rehearsed(self.recipe, wanted * self.state.num_processes, self.trainer.seed, self.images, self.held_out)
+        asked = self._mine(self._before(cases))[:wanted]
+        policy = load_policy(self.recipe.model).model_copy(update={"max_tokens": self.room})
+        rollout, said = Rollout(images=self.images), []
+        for start in tqdm(range(0, len(asked), policy.max_batch), "rehearsal", unit="batch"):
+            batch = asked[start : start + policy.max_batch]
+            said += [str(message.text) for message in policy.answer([rollout.prompt(trace) for trace in batch])]
+        return [dataclasses.replace(trace, text=text) for trace, text in zip(asked, said, strict=True)]
+
     def _note_left_out(self, upstream: Sequence[Trace], examples: Sequence[Trace]) -> None:
-        left_out = len(upstream) - len({(example.case, example.node) for example in examples})
+        asked = {(trace.case, trace.node) for trace in upstream}
+        left_out = len(asked - {(example.case, example.node) for example in examples})
         if left_out:
             why = "no key that can be read" if self.recipe.imitate == "gold" else "never answered right"
-            print(f"note: {left_out} of {len(upstream)} prompts are left out: {why}")
+            print(f"note: {left_out} of {len(asked)} prompts are left out: {why}")
 
     def _gold(self, upstream: Sequence[Trace]) -> list[Trace]:
         """The prompts with their gold answers, those that are read as right."""

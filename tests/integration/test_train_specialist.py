@@ -8,9 +8,14 @@ import torch
 import yaml
 
 from mmedagent_graph.hospital import open_hospital
+from mmedagent_graph.images import ImageStore
 from rl import train_specialists
+from rl.clinic.cases import make_cases
+from rl.cohort import TRAIN
 from rl.guidelines import GENERAL, PERSPECTIVES
 from rl.perspectives import across
+from rl.policy import load_policy
+from rl.rollout import Rollout
 from rl.settings import CONFIGS
 from rl.store import read_traces
 from rl.train_sft import main as imitate
@@ -134,3 +139,21 @@ def test_the_sft_is_of_one_specialty(tmp_path: Path):
     assert {(one.node, one.specialty) for one in examples} == {("specialist", "Surgeon")}
     assert {one.text for one in examples} <= {f"<think></think><answer>{one.answer}</answer>" for one in examples}
     assert summary["after"]["overall"]["n"] == 12
+
+
+def test_what_it_can_do_already_is_rehearsed(tmp_path: Path):
+    """As many ordinary images as faint ones, of all specialties; what is to be said of them is the base's own words."""
+    flags = ["--config", str(SFT), "--runs", str(tmp_path), "--name", "one", "--specialty", "Surgeon", *SMALL]
+    imitate([*flags, "--num_train_epochs", "1", "--rehearse", "clinic", "--rehearsal", "0.5"])
+    examples = list(read_traces(tmp_path / "one" / "stages" / "sft" / "examples.parquet"))
+    learned = [one for one in examples if one.case.startswith("faint")]
+    kept = [one for one in examples if one.case.startswith("clinic")]
+    assert len(learned) == len(kept) == 16
+    assert {one.specialty for one in learned} == {"Surgeon"}
+    assert len({one.specialty for one in kept}) > 3
+    base = load_policy("clinic:base")
+    store = ImageStore(tmp_path / "again")
+    list(make_cases(16, TRAIN, store))  # the run's own are gone with it
+    rollout = Rollout(images=store)
+    said = base.answer([rollout.prompt(one) for one in kept])
+    assert [one.text for one in kept] == [str(message.text) for message in said]

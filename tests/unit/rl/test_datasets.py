@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import rl
-from rl.cohort import cohorts, hold_out, own_cohort, shared_images
+from rl.cohort import cohorts, hold_out, own_cohort, rehearsed, shared_images
 from rl.datasets import LabeledCase, read_cases
 from rl.recipe import Recipe
 from rl.train_sft import Imitation
@@ -183,6 +183,22 @@ WELCOME = {
 def test_cases_without_a_key_are_taken_where_nothing_needs_one(jsonl, tmp_path, images, recipe):
     learn, held, _ = cohorts(dataclasses.replace(recipe, cases=str(without_keys(jsonl, tmp_path, 6))), 0, images)
     assert [case.answer for case in [*learn, *held]] == [None] * 6
+
+
+def test_what_is_rehearsed_has_a_label_and_no_held_out_picture(jsonl, tmp_path, images):
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+    (tmp_path / "copy.png").write_bytes(b"a")
+    label = {**ROW, "answer": None, "specialty": "Surgeon"}
+    rows = [{**label, "image": f"{name}.png"} for name in ("a", "copy", "b", "c")]
+    path = jsonl(*rows, {**label, "image": "b.png", "specialty": None})
+    held_out = read_cases(path)[:1]
+    recipe = Imitation(nodes=["specialist"], rehearse=str(path))
+    found = rehearsed(recipe, 10, 0, images, held_out)
+    assert sorted(image.name for case in found for image in case.images) == ["b.png", "c.png"]
+    assert len(rehearsed(recipe, 1, 0, images, held_out)) == 1
+    with pytest.raises(ValueError, match=r"rehearse: no row of .* has a specialty and pictures that are not held out"):
+        rehearsed(recipe, 10, 0, images, read_cases(path))
 
 
 NEED_KEYS = {
