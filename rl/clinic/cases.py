@@ -35,9 +35,9 @@ OUTSIDER = 0.8
 """A doctor of another specialty has this share of the reliability."""
 CLEAR = 0.75
 """Share of the images on which the finding can be seen; on the others it is lost in noise."""
-FAINT = 0.35
-"""Contrast of the findings on faint images. The base, which has only ever seen the whole ink, is lost on them; a model
-that has learned to read one kind of image sees them plainly."""
+FAINT = 0.5
+"""Contrast of the findings on faint images. The base, which has only ever seen the whole ink, misses half of them; a
+model that has learned to read one kind of image sees them plainly."""
 OPEN = 0.2
 """Share of the questions that have no options."""
 QUESTION = "What does the image show?"

@@ -1,0 +1,108 @@
+"""The README's table of specialists and what merging leaves of them: five seeds, none of them chosen.
+
+    python benchmarks/specialists.py                 # about an hour on two cores; what is finished is not done again
+    python benchmarks/specialists.py --seeds 0 --out runs/one-seed
+
+For each seed `rl.train_specialists` trains the clinic's seven on faint images, `rl.merge` makes one agent of them in
+each way of `WAYS`, and `rl.evaluate` asks the base, every specialist about its own specialty, and each agent about all
+of them, on the same held-out cases. Prints the accuracy of each over the seeds with 95 % intervals (Student's t), by
+specialty what a specialist gains over the base, and how much of the mean of these gains each agent keeps.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from mmedagent_graph.hospital import slug
+from mmedagent_graph.prompts import SPECIALTIES
+from rl.jobs import call
+from rl.printed import markdown
+from rl.statistics import Figure, over_seeds
+
+WAYS = {
+    "TIES": ["--method", "ties", "--density", "0.5", "--scale", "1.4"],
+    "mean": ["--method", "mean"],
+    "mean, times 2": ["--method", "mean", "--scale", "2"],
+}
+"""How the specialists are merged: flags of `rl.merge`. The densities and scales were found on seeds 100 and above."""
+BASE, OWN = "base", "its specialist"
+CASES = "1400"
+
+
+def one_seed(seed: int, out: Path, jobs: int) -> dict[str, Any]:
+    """Train, merge and measure; the evaluation."""
+    trained, base = out / "specialists", {"system": "one_specialist", "triage": "label"}
+    flags = ["--out", str(trained), "--seed", str(seed), "--jobs", str(jobs)]
+    if not (trained / "specialists.json").exists():
+        call(trained, "rl.train_specialists", flags)
+    systems = {BASE: {**base, "specialists": "clinic:base"}, OWN: {**base, "hospital": str(trained)}}
+    experts = [str(trained / "sft" / slug(specialty) / "model") for specialty in SPECIALTIES]
+    for name, how in WAYS.items():
+        merged = out / slug(name)
+        if not (merged / "merge.json").exists():
+            call(merged, "rl.merge", [*experts, "--out", str(merged), *how])
+        systems[slug(name)] = {**base, "specialists": f"transformers:{merged / 'model'}"}
+    (out / "systems.yaml").write_text(yaml.safe_dump({"systems": systems}, sort_keys=False))
+    asked = ["--systems", str(out / "systems.yaml"), "--cases", "faint", "--size", CASES, "--seed", str(seed)]
+    call(out / "evaluation", "rl.evaluate", [*asked, "--out", str(out / "evaluation")])
+    found: dict[str, Any] = json.loads((out / "evaluation" / "evaluation.json").read_text())["results"]["faint"]
+    return found
+
+
+def accuracy(result: dict[str, Any], specialty: str | None = None) -> float:
+    """In %, of all cases or of a specialty's."""
+    told = result["by"]["specialty"][specialty] if specialty else result["accuracy"]
+    return 100 * float(told["value"])
+
+
+def gain(seed: dict[str, Any], name: str) -> float:
+    """The mean over the specialties of how much better a system is than the base."""
+    return fmean(accuracy(seed[name], one) - accuracy(seed[BASE], one) for one in SPECIALTIES)
+
+
+def said(figure: Figure) -> str:
+    """A mean with half of its interval."""
+    value, high = float(figure.value or 0), figure.high
+    return f"{value:.1f}" if high is None else f"{value:.1f} ± {high - value:.1f}"
+
+
+def tables(seeds: Sequence[dict[str, Any]]) -> str:
+    """Both tables in Markdown."""
+    systems = {BASE: BASE, OWN: OWN, **{slug(name): name for name in WAYS}}
+    rows = []
+    for key, name in systems.items():
+        right = over_seeds([accuracy(seed[key]) for seed in seeds])
+        kept = over_seeds([100 * gain(seed, key) / gain(seed, OWN) for seed in seeds])
+        rows.append([name, said(right), said(over_seeds([gain(seed, key) for seed in seeds])), said(kept)])
+    each = []
+    for specialty in SPECIALTIES:
+        both = [over_seeds([accuracy(seed[key], specialty) for seed in seeds]) for key in (BASE, OWN)]
+        gains = [accuracy(seed[OWN], specialty) - accuracy(seed[BASE], specialty) for seed in seeds]
+        each.append([specialty, *map(said, both), said(over_seeds(gains)), f"{min(gains):.1f}"])
+    return "\n\n".join(
+        [
+            markdown(["", "right, %", "gain, points", "of the specialists' gain, %"], rows, 3),
+            markdown(["", BASE, OWN, "gain", "least of a seed"], each, 4),
+        ]
+    )
+
+
+def main() -> None:
+    """Train, merge, measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(0 to 4)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/specialists-seeds"), help="folder (runs/specialists-seeds)"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (2)")
+    given = parser.parse_args()
+    print(tables([one_seed(seed, given.out / f"seed{seed}", given.jobs) for seed in given.seeds]))
+
+
+if __name__ == "__main__":
+    main()
