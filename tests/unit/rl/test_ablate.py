@@ -215,19 +215,3 @@ def test_figures_of_fewer_cases_are_no_figures(calls, tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "figures", lambda accuracy: {**FIGURES(accuracy), "failed": 2, "left": 1})
     with pytest.raises(RuntimeError, match=r"seed 0: cases without a result: full \(3\); the same command"):
         main(["--out", str(tmp_path), "--seeds", "0", "--rows", "full"])
-
-
-def test_the_first_failure_stops_what_has_not_begun():
-    begun = threading.Event()
-
-    def work(number):
-        if number == 1:
-            raise RuntimeError("one")
-        begun.wait(10)
-        done.append(number)
-
-    done = []
-    threading.Timer(0.5, begun.set).start()
-    with pytest.raises(RuntimeError, match="one"):
-        jobs.at_once(work, [(number,) for number in range(8)], 2, "")
-    assert len(done) <= 2  # what was under way

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -237,6 +238,30 @@ async def test_before_triage_nobody_is_asked(images, case):
     graph = build_graph(triage=recorder, specialists=clinic.specialists, attending=clinic.triage, images=images)
     graph.invoke({"question": case.question, "options": case.options, "images": case.images, "context": case.context})
     assert recorder.heard == [rollout.prompt(trace)]
+
+
+async def test_a_specialist_is_asked_as_in_a_consultation_and_decides_alone(images, case):
+    clinic = Clinic(triage=f"<answer>{case.specialty}</answer>")
+    rollout = Rollout(images=images)
+    trace = await rollout.upstream(case, "specialist")
+    assert (trace.node, trace.tier, trace.opinions, trace.calls) == ("specialist", None, [], [])
+    assert trace.referral == {"specialty": case.specialty, "reasoning": ""}
+    clinic.consult(case, clinic.triage, images)
+    assert clinic.specialists[0].heard == [rollout.prompt(trace)]
+    for text in COMPLETIONS:
+        done, opinion = (
+            await rollout.finish(trace, text),
+            await Clinic(specialists=(text,)).rollout(images).upstream(case),
+        )
+        assert (done.text, done.opinions) == (text, [])
+        assert done.decision["index"] == opinion.opinions[0]["index"], text
+    graded = await Grading.parse(PAPER["attending"]).grade_all([await rollout.finish(trace, COMPLETIONS[0])])
+    assert graded[0].rewards == {"format": 1, "accuracy": int(graded[0].decision["answer"] == case.answer)}
+
+
+async def test_a_specialist_needs_a_label(images, case):
+    with pytest.raises(ValueError, match=r"cases: .* has no specialty, as which its specialist would be asked"):
+        await Rollout(images=images).upstream(dataclasses.replace(case, specialty=None), "specialist")
 
 
 async def test_without_a_frozen_attending_a_trace_ends_with_the_referral(images, case):
