@@ -28,7 +28,7 @@ from rl.statistics import Figure, over_seeds
 
 SPECIALTY = "Dermatologist"
 DSA, GBA, ANSWERS, TOKENS = "DSA", "GBA", "GRPO, as many answers", "GRPO, as many tokens"
-CASES = "4480"
+CASES = "3500"
 """Of all specialties, a seventh of them of the one that learns."""
 ROOM = ["--max_completion_length", "48"]
 GUIDED = [
@@ -52,7 +52,7 @@ def one_seed(seed: int, out: Path, steps: int) -> Runs:
         cases = ["--cases", "faint", "--exclude", "faint", "--size", CASES, "--seed", str(seed)]
         call(traces, "rl.build_traces", [*made, *cases, "--out", str(traces)], 1)
     common = ["--specialty", SPECIALTY, "--seed", str(seed)]
-    sft = ["--config", str(CONFIGS / "clinic_specialist_sft.yaml"), *common, "--traces", str(traces)]
+    sft = ["--config", str(CONFIGS / "clinic_traces_sft.yaml"), *common, "--traces", str(traces)]
     found = {DSA: run(out / "dsa", "rl.train_sft", sft)}
     start = [*common, "--model", str(out / "dsa" / "model"), "--use_peft", "true", "--output", "adapter", *ROOM]
 
