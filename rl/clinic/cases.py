@@ -44,8 +44,8 @@ FAINT = {
     "Ophthalmologist": 0.57,
     "Dermatologist": 0.63,
 }
-"""Contrast of the findings on faint images, by specialty: such that the base, which has only ever seen the whole ink, is
-right in about six of ten. A model that has learned to read one kind of image sees them plainly."""
+"""Contrast of the findings on faint images, by specialty: such that the base, which has only ever seen the whole ink,
+is right in about six of ten. A model that has learned to read one kind of image sees them plainly."""
 OPEN = 0.2
 """Share of the questions that have no options."""
 QUESTION = "What does the image show?"
