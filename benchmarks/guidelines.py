@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.clinic.doctors import GUIDELINE
-from rl.jobs import at_once, call, train
+from rl.jobs import at_once, once, train
 from rl.printed import markdown
 from rl.settings import CONFIGS
 from rl.statistics import Figure, over_seeds
@@ -30,7 +30,7 @@ SPECIALTY = "Dermatologist"
 DSA, GBA, ANSWERS, TOKENS = "DSA", "GBA", "GRPO, as many answers", "GRPO, as many tokens"
 CASES = "3500"
 """Of all specialties, a seventh of them of the one that learns."""
-ROOM = ["--max_completion_length", "48"]
+ROOM = ["--max_completion_length", "48", "--learning_rate", "1e-4"]
 GUIDED = [
     "--guideline",
     str(GUIDELINE),
@@ -47,10 +47,9 @@ Runs = dict[str, dict[str, Any]]
 def one_seed(seed: int, out: Path, steps: int) -> Runs:
     """The summaries of a seed's runs."""
     traces = out / "traces"
-    if not (traces / "README.md").exists():
-        made = ["--teacher", "clinic:teacher", "--guideline", str(GUIDELINE), "--samples", "1"]
-        cases = ["--cases", "faint", "--exclude", "faint", "--size", CASES, "--seed", str(seed)]
-        call(traces, "rl.build_traces", [*made, *cases, "--out", str(traces)], 1)
+    made = ["--teacher", "clinic:teacher", "--guideline", str(GUIDELINE), "--samples", "1"]
+    cases = ["--cases", "faint", "--size", CASES, "--seed", str(seed)]
+    once(traces, "rl.build_traces", [*made, *cases, "--out", str(traces)], 1)
     common = ["--specialty", SPECIALTY, "--seed", str(seed)]
     sft = ["--config", str(CONFIGS / "clinic_traces_sft.yaml"), *common, "--traces", str(traces)]
     found = {DSA: run(out / "dsa", "rl.train_sft", sft)}

@@ -4,9 +4,10 @@
     python benchmarks/hospital.py runs/specialists              # 200 of the clinic's faint cases
     python benchmarks/hospital.py runs/specialists --cases 50 --concurrency 16
 
-Each way is a process of its own that warms up on other cases and is then measured by `rl.evaluate`. Prints calls,
-tokens a second, the most memory that the evaluation and the server have held (resident, all processes of each), and
-the accuracies, which differ by chance alone: specialists are sampled.
+Each way is a process of its own that warms up on other cases and is then measured by `rl.evaluate`; the model has one
+thread for its arithmetic either way, here or in the server. Prints calls, tokens a second, the most memory that the
+evaluation and the server have held (resident, all processes of each), and the accuracies, which differ by chance alone:
+specialists are sampled.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from mmedagent_graph.hospital import open_hospital
 from rl.evaluate import main as evaluate
 from rl.printed import markdown
 from rl.serve import serving
+
+sys.path.append(str(Path(__file__).parents[1]))
 from tests.integration.servers.vllm_server import served
 
 WARM_UP = 16
@@ -65,7 +68,13 @@ def peak(group: int) -> float:
 def child(hospital: str, given: argparse.Namespace) -> dict[str, Any]:
     """`measured` in a process of its own."""
     flags = ["--cases", str(given.cases), "--concurrency", str(given.concurrency), "--measure"]
-    done = subprocess.run([sys.executable, __file__, hospital, *flags], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, hospital, *flags],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
 

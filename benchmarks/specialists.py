@@ -20,7 +20,7 @@ import yaml
 
 from mmedagent_graph.hospital import slug
 from mmedagent_graph.prompts import SPECIALTIES
-from rl.jobs import call
+from rl.jobs import call, once
 from rl.printed import markdown
 from rl.statistics import Figure, over_seeds
 
@@ -38,14 +38,12 @@ def one_seed(seed: int, out: Path, jobs: int) -> dict[str, Any]:
     """Train, merge and measure; the evaluation."""
     trained, base = out / "specialists", {"system": "one_specialist", "triage": "label"}
     flags = ["--out", str(trained), "--seed", str(seed), "--jobs", str(jobs)]
-    if not (trained / "specialists.json").exists():
-        call(trained, "rl.train_specialists", flags)
+    once(trained, "rl.train_specialists", flags)
     systems = {BASE: {**base, "specialists": "clinic:base"}, OWN: {**base, "hospital": str(trained)}}
     experts = [str(trained / "sft" / slug(specialty) / "model") for specialty in SPECIALTIES]
     for name, how in WAYS.items():
         merged = out / slug(name)
-        if not (merged / "merge.json").exists():
-            call(merged, "rl.merge", [*experts, "--out", str(merged), *how])
+        once(merged, "rl.merge", [*experts, "--out", str(merged), *how])
         systems[slug(name)] = {**base, "specialists": f"transformers:{merged / 'model'}"}
     (out / "systems.yaml").write_text(yaml.safe_dump({"systems": systems}, sort_keys=False))
     asked = ["--systems", str(out / "systems.yaml"), "--cases", "faint", "--size", CASES, "--seed", str(seed)]

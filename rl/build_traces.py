@@ -1,11 +1,11 @@
 r"""The data of a specialist's training: questions with the reasoning by which a teacher came to the right answer.
 
     python -m rl.build_traces --teacher clinic:teacher --guideline rl/guidelines/clinic.yaml --samples 1 \
-        --cases faint --exclude faint --out traces/faint                    # made-up, on the clinic's faint images
-    python -m rl.build_traces --teacher openai:gpt-4o --cases slake --exclude slake vqa_rad path_vqa \
+        --cases faint --out traces/faint                 # made-up, on the clinic's faint images
+    python -m rl.build_traces --teacher openai:gpt-4o --cases slake --exclude vqa_rad path_vqa \
         --out traces/slake --prices prices.yaml --max_dollars 20
     python -m rl.build_traces --teacher vllm:Qwen/Qwen2.5-VL-72B-Instruct --cases cases.jsonl --split train \
-        --specialty Pediatrician --exclude cases.jsonl@test --out traces/pediatrics --shard 0/2   # on each machine
+        --specialty Pediatrician --out traces/pediatrics --shard 0/2                 # on each machine
 
 MMedExpert-R1 (arXiv 2601.10949) trains its experts on questions, images and step-by-step traces by specialty; how they
 were made is not published. Here the teacher gets the specialist's own prompt with a guideline (`rl.guidelines`) behind
@@ -13,13 +13,15 @@ it, once for each perspective and sample. Kept is what the strict reader finds r
 
 `OUT/making` holds the pictures, all answers and what they cost; it is no part of the data set and not to be published.
 
-Invariant: no case of a test split that is named gets as far as the teacher, no picture is in both splits, and the same
-command goes on from wherever it was stopped, without making a finished call again.
+Invariant: no case of its own test split, or of one that is named, gets as far as the teacher, no picture is in both
+splits, and the same command goes on from wherever it was stopped, without making a finished call again.
 """
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
+import fcntl
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,10 +33,10 @@ from transformers import set_seed
 from mmedagent_graph.answers import well_formed
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.nodes.base import stated
-from rl.cohort import CLINIC, FAINT, HELD_OUT, TRAIN, Cohort, clinic_cohort, hold_out, own_cohort
+from rl.cohort import CLINIC, FAINT, HELD_OUT, TRAIN, Cohort, clinic_cohort, hold_out, named_split, own_cohort
 from rl.contest import Means
 from rl.data_card import Making, card
-from rl.datasets import LabeledCase, is_benchmark
+from rl.datasets import LabeledCase, is_benchmark, read_cases
 from rl.duplicates import Seen, Tests, distinct, words_of
 from rl.evaluate import add_means, at_least, means_of
 from rl.expert_traces import ExpertTrace, parquet_of, write_expert_traces
@@ -46,7 +48,7 @@ from rl.traces import Trace, is_right
 from rl.train_sft import gold_answer
 from rl.trials import Trial
 
-ALL = "all"
+ALL, TEST = "all", "test"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,7 +73,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="TEST",
-        help="test splits that must not be trained on: as --cases; another split than a benchmark's test as NAME@SPLIT",
+        help="test splits that must not be trained on, besides that of the cases themselves: as --cases; another split "
+        "than a benchmark's test as NAME@SPLIT",
     )
     kept = whole.add_argument_group("what is kept")
     kept.add_argument("--out", type=Path, required=True, help="folder of the data set")
@@ -100,6 +103,7 @@ async def build(given: argparse.Namespace) -> Making:
     """
     if not 0 <= given.holdout < 1:
         raise ValueError(f"holdout: {given.holdout} is no share of the images; give 0 or more, and less than 1")
+    given.exclude = list(dict.fromkeys([*own_test(given.cases, given.split), *given.exclude]))
     set_seed(given.seed)
     guideline = read_guideline(given.guideline)
     perspectives = [name for name in PERSPECTIVES if {name, ALL}.intersection(given.perspectives)]
@@ -110,23 +114,33 @@ async def build(given: argparse.Namespace) -> Making:
     parts = parted(cases, given.holdout, given.seed)
     trial = Trial(folder / "trial", given.shard)
     await _ask(trial, [seen.case for seen in cases], given, guideline, perspectives, means)
-    known = {trace.case: trace for trace in trial.traces()}
-    for name, ids in parts.items():
-        for trace in (known[case] for case in ids if case in known):
-            making.models |= {str(call.model) for call in trace.calls}
-            making.splits[name] += picked(right_answers(trace, guideline, making), given.keep, making.dropped)
-    making.dropped = +making.dropped
-    _undone(trial, cases, making)
+    with (folder / "writing").open("a") as alone:
+        fcntl.flock(alone, fcntl.LOCK_EX)  # a shard that ends at once would write what it knew before this one's end
+        known = {trace.case: trace for trace in trial.traces()}
+        for name, ids in parts.items():
+            for trace in (known[case] for case in ids if case in known):
+                making.models |= {str(call.model) for call in trace.calls}
+                making.splits[name] += picked(right_answers(trace, guideline, making), given.keep, making.dropped)
+        making.dropped = +making.dropped
+        _undone(trial, cases, making)
+        _write(making, means.images)
     _tell(making, means)
-    if making.traces:
-        for name, traces in making.splits.items():
-            path = parquet_of(given.out, name)
-            if traces:
-                write_expert_traces(path, traces, means.images)
-            else:
-                path.unlink(missing_ok=True)  # `datasets` reads no data set with an empty split
-        (given.out / "README.md").write_text(card(making), encoding="utf-8")
     return making
+
+
+def _write(making: Making, images: ImageStore) -> None:
+    """The data set, in the place of a former one."""
+    for name, traces in making.splits.items():
+        path = parquet_of(making.given.out, name)
+        if traces:
+            write_expert_traces(path, traces, images)
+        else:
+            path.unlink(missing_ok=True)  # `datasets` reads no data set with an empty split
+    readme = making.given.out / "README.md"
+    if making.traces:
+        readme.write_text(card(making), encoding="utf-8")
+    else:
+        readme.unlink(missing_ok=True)
 
 
 def chosen(given: argparse.Namespace, images: ImageStore, making: Making) -> list[Seen]:
@@ -170,6 +184,15 @@ def _source(given: argparse.Namespace, images: ImageStore) -> Cohort:
     return own_cohort(given.cases, split, given.free_text, images=images)
 
 
+def own_test(cases: str, split: str | None) -> list[str]:
+    """The test split of the cases themselves, which is never trained on; of a file, `test` where it has such rows."""
+    if cases in (CLINIC, FAINT) or is_benchmark(cases):
+        return [cases]
+    with contextlib.suppress(ValueError):
+        return [f"{cases}@{TEST}"] if split != TEST and read_cases(cases, TEST) else []
+    return []
+
+
 def excluded(names: Sequence[str], size: int, seed: int) -> Tests:
     """The test splits of these names.
 
@@ -180,7 +203,7 @@ def excluded(names: Sequence[str], size: int, seed: int) -> Tests:
     """
     tests = Tests()
     for name in names:
-        path, _, split = (name, "", None) if "@" not in name or Path(name).exists() else name.rpartition("@")
+        path, split = (name, None) if is_benchmark(name) else named_split(name)
         with tempfile.TemporaryDirectory(prefix="mmedagent-tests-") as folder:
             store = ImageStore(folder)
             if path in (CLINIC, FAINT):
@@ -303,7 +326,7 @@ def _tell(making: Making, means: Means) -> None:
     if means.budget.gone:
         print(f"note: {means.budget.spent:.2f} dollars are spent; a larger --max_dollars goes on from here")
     if not making.traces:
-        print("note: there is no trace, and no data set was written")
+        print("note: there is no trace, hence no data set")
 
 
 if __name__ == "__main__":

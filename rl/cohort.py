@@ -4,6 +4,7 @@ Invariant: no image is in two parts of a split that is made here. Splits that a 
 (VQA-RAD's share nearly all their images), and a run says how many images they share.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import random
@@ -15,15 +16,19 @@ from langchain_core.language_models import BaseChatModel
 
 from mmedagent_graph.images import ImageStore, default_store
 from mmedagent_graph.models import load_model, sampled
+from mmedagent_graph.pictures import ImageError
 from rl.clinic.cases import make_cases
 from rl.clinic.doctors import DOCTORS
 from rl.datasets import LabeledCase, is_benchmark, read_benchmark, read_cases
+from rl.duplicates import picture_of
 from rl.models import model_string
 
-TRAIN, HELD_OUT = 10_000, 20_000
-"""Added to the seed of the clinic's training and held-out cases, so that no two draws share any."""
+TRAIN, HELD_OUT, VALIDATION = 10_000, 20_000, 30_000
+"""Added to the seed of the clinic's training, held-out and validation cases, so that no two draws share any."""
 
 
+TRAINING = "train"
+"""What benchmarks call the split that is trained on."""
 CLINIC, FAINT = "clinic", "faint"
 """The names of the clinic's own cases, and of those with faint findings, where others are named beside them."""
 Cohorts = tuple[Sequence[LabeledCase], Sequence[LabeledCase], int]
@@ -143,17 +148,35 @@ def rehearsed(recipe: Any, n: int, seed: int, images: ImageStore, held_out: Sequ
     """At most `n` cases of all specialties, for what a specialist is not to forget (`rl.train_sft.Imitation`).
 
     None has a picture of a held-out case: what is measured on is not trained on, not even without its key.
+
+    Raises:
+        ValueError: if there is none.
     """
     if recipe.rehearse in (CLINIC, FAINT):
         return list(clinic_cohort(n, TRAIN + seed, images, recipe.rehearse == FAINT).cases)
-    cohort = own_cohort(recipe.rehearse, None, recipe.free_text, None, images)
-    apart = {_same_picture(image) for case in held_out for image in case.images}
-    known = [
-        case for case in cohort.cases if case.specialty and not apart.intersection(map(_same_picture, case.images))
-    ]
+    path, split = named_split(recipe.rehearse, recipe.split if recipe.rehearse == recipe.cases else None)
+    cohort = own_cohort(path, split, recipe.free_text, None, images)
+    apart = pictures_of(held_out, images)
+    known = [case for case in cohort.cases if case.specialty and not apart & pictures_of([case], images)]
     if not known:
         raise ValueError(f"rehearse: no row of {recipe.rehearse!r} has a specialty and pictures that are not held out")
     return random.Random(seed).sample(known, min(n, len(known)))
+
+
+def named_split(name: str, default: str | None = None) -> tuple[str, str | None]:
+    """The cases and the split that `CASES` or `CASES@SPLIT` names; of a benchmark to train on, `train` by default."""
+    path, _, split = (name, "", "") if "@" not in name or Path(name).exists() else name.rpartition("@")
+    return path, split or default or (TRAINING if is_benchmark(path) else None)
+
+
+def pictures_of(cases: Sequence[LabeledCase], images: ImageStore) -> set[str]:
+    """The pictures of some cases, by their pixels; one that cannot be read is nobody's."""
+    found = set()
+    for case in cases:
+        for image in case.images:
+            with contextlib.suppress(ImageError):
+                found.add(picture_of(images.put(image), images))
+    return found
 
 
 def hold_out(cases: Sequence[LabeledCase], share: float, seed: int) -> tuple[list[LabeledCase], list[LabeledCase]]:

@@ -81,7 +81,7 @@ def card(making: Making) -> str:
             }
         ],
     }
-    tests = ", ".join(f"`{name}`" for name in given.exclude) or "none: do not measure on a benchmark without --exclude"
+    tests = ", ".join(f"`{name}`" for name in given.exclude) or "none is known; exclude what is measured on"
     source = BENCHMARKS[given.cases.partition(":")[0]].licence if is_benchmark(given.cases) else TO_FILL_IN
     called = f" (its answers say {', '.join(sorted(making.models))})" if making.models - {given.teacher} else ""
     known_by = hashlib.sha256(given.guideline.read_bytes()).hexdigest()

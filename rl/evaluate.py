@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--by",
         nargs="+",
-        default=["answer_type", "modality", "question_type"],
+        default=["answer_type", "modality", "question_type", "body_system"],
         help="also the accuracy in these groups",
     )
     how.add_argument("--reference", help="the system that others are compared with (the first mmedagent)")

@@ -116,6 +116,21 @@ def read_expert_traces(folder: str | Path, split: str, images: ImageStore) -> It
     Raises:
         ValueError: if there is no such split, or the file's columns are not those of expert traces.
     """
+    return _read(_parquet(folder, split), images)
+
+
+def specialties_of(folder: str | Path) -> list[str]:
+    """Those that a data set has training traces of, in the order of the alphabet.
+
+    Raises:
+        ValueError: as `read_expert_traces`.
+    """
+    column = pq.read_table(_parquet(folder, "train"), columns=["specialty"])["specialty"]
+    return sorted(column.unique().to_pylist())
+
+
+def _parquet(folder: str | Path, split: str) -> Path:
+    """Where a split lies, which is there and has the columns."""
     path = parquet_of(folder, split)
     if not path.is_file():
         there = ", ".join(name for name in SPLITS if parquet_of(folder, name).is_file()) or "none"
@@ -123,7 +138,7 @@ def read_expert_traces(folder: str | Path, split: str, images: ImageStore) -> It
     with pq.ParquetFile(path) as parquet:
         if missing := sorted(FEATURES.keys() - set(parquet.schema_arrow.names)):
             raise ValueError(f"traces: {path} lacks {', '.join(missing)}; give a folder that rl.build_traces made")
-    return _read(path, images)
+    return path
 
 
 def _read(path: Path, images: ImageStore) -> Iterator[ExpertTrace]:

@@ -37,6 +37,24 @@ def train(folder: Path, module: str, flags: Sequence[str], threads: int | None =
         call(folder, module, [*named, "--resume"] if started.exists() else asked, threads)
 
 
+def once(folder: Path, module: str, flags: Sequence[str], threads: int | None = None) -> None:
+    """Run a command that is no training, and that goes on by itself, unless it has come to its end with these flags.
+
+    Raises:
+        ValueError: if the folder was made with other flags.
+        RuntimeError: as `call`.
+    """
+    told = folder.with_name(f"{folder.name}.arguments.json")
+    known = json.loads(told.read_text()) if told.exists() else {"arguments": [module, *flags], "done": False}
+    if known["arguments"] != [module, *flags]:
+        raise ValueError(f"out: {folder} was made with other flags; remove it and {told.name}, or give another --out")
+    if not known["done"]:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        told.write_text(json.dumps(known))
+        call(folder, module, flags, threads)
+        told.write_text(json.dumps(known | {"done": True}))
+
+
 def call(folder: Path, module: str, flags: Sequence[str], threads: int | None = None) -> None:
     """Run a command to its end, with a log beside its folder.
 

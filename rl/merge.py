@@ -24,8 +24,8 @@ Beside it, `merge.json` says what was done, and `conflicts.*` how far the expert
 
 `--search` takes the density and the scale that answer most validation cases right: as the specialist whom a case's
 label names or, where a case has none, as a single doctor. These cases must not be the ones that the agent is measured
-on afterwards; with `clinic` and `faint`, whose cases are drawn by the seed, `--seed` must differ from the evaluation's.
-What was tried is in `search.json`; the same command goes on.
+on afterwards: of a benchmark the split must be named, and `clinic` and `faint` have validation cases of their own. What
+was tried is in `search.json`; the same command goes on.
 """
 
 import argparse
@@ -45,6 +45,7 @@ from peft.utils.merge_utils import dare_linear, dare_ties, task_arithmetic, ties
 from tqdm import tqdm
 
 from rl.conflicts import Conflict, write_conflicts
+from rl.datasets import is_benchmark
 from rl.experts import Experts
 from rl.models import contents, folder_of, load_processor, pinned
 from rl.provenance import commit, versions
@@ -246,16 +247,19 @@ def merge_experts(names: Sequence[str], how: Merging, out: Path, base: str | Non
         density = how.kept if how.method == "ties" else 1.0  # no other trims the smallest
         touched = tqdm(experts.touched(), "conflicts", unit="weight")
         write_conflicts(out, names, density, {name: Conflict.of(experts.deltas(name), density) for name in touched})
+    made = out / "model.made"
+    shutil.rmtree(made, ignore_errors=True)
     told = {
         "experts": [pinned(name) for name in names],
         "base": experts.base,
         **dataclasses.asdict(how),
         "density": how.kept,
-        **write(experts, how, out / "model"),
+        **write(experts, how, made),
         "versions": versions(),
         "commit": commit(),
     }
     (out / "merge.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    made.rename(out / "model")  # last: where there is a model, it is told how it was made
     return told
 
 
@@ -267,6 +271,8 @@ def searched(given: argparse.Namespace, how: Merging) -> Merging:
     """
     if given.cases is None:
         raise ValueError("cases: --search needs validation cases; give a JSONL file, a benchmark, clinic or faint")
+    if is_benchmark(given.cases) and given.split is None:
+        raise ValueError(f"split: of {given.cases!r} it would be the one that papers measure on; name another")
     if given.density is not None or given.scale != 1:
         raise ValueError("density, scale: --search finds them; give --densities and --scales to choose from")
     if given.densities and how.method not in TRIMS:

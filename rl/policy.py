@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import itertools
 import queue
 import threading
 import time
@@ -96,6 +97,7 @@ class Shared:
     def __init__(self, base: PreTrainedModel) -> None:
         self._base, self.lock = base, threading.RLock()
         self._adapted: PeftModel | None = None
+        self._numbers = itertools.count()
         self.mixes = True
         """Whether rows of one batch may differ in their adapter; one that also sees with other eyes forbids it to all,
         since PEFT then takes a vision tower's patches for rows."""
@@ -103,7 +105,7 @@ class Shared:
     def add(self, folder: str) -> str:
         """Load an adapter; returns what it is called here."""
         with self.lock:
-            name = f"adapter-{len(self._adapted.peft_config) if self._adapted else 0}"
+            name = f"adapter-{next(self._numbers)}"  # never again: peft leaves behind what it could not load
             try:
                 if self._adapted is None:
                     self._adapted = PeftModel.from_pretrained(self._base, folder, adapter_name=name)

@@ -30,6 +30,9 @@ CHOICES = {
 }
 """What TRL's trainer knows, and its settings do not check."""
 
+ACROSS = 0.5
+"""The weight of the advantage across perspectives where none is given."""
+
 
 @dataclasses.dataclass
 class Recipe(Consultations):
@@ -85,7 +88,7 @@ class Recipe(Consultations):
     )
     perspectives: list[str] = setting(list(PERSPECTIVES), "Those of the guideline that are asked for.")
     across: float = setting(
-        0.5, "Weight of the advantage over all perspectives of a case, beside that within each: 0 to 1."
+        ACROSS, "Weight of the advantage over all perspectives of a case, beside that within each: 0 to 1."
     )
     judge: str | None = setting(None, "Model string of the judge, for `judge` among the graders.")
     accelerate: str | None = setting(
@@ -134,6 +137,12 @@ class Recipe(Consultations):
             raise ValueError(
                 f"guideline: {self.guideline!r}, but it is specialists that reason by it; give --nodes specialist"
             )
+        if self.guideline and "checks" not in {grader.partition("=")[0] for grader in self.graders}:
+            raise ValueError(
+                f"guideline: {self.guideline!r}, but nobody is paid for its checks; add checks=0.5 to --graders"
+            )
+        if not self.guideline and (named != list(PERSPECTIVES) or self.across != ACROSS):
+            raise ValueError("perspectives, across: they are a guideline's; give --guideline, or leave them out")
         self.read_guideline()
 
     def read_guideline(self) -> Guideline | None:
@@ -186,6 +195,8 @@ class Recipe(Consultations):
             )
         if self.guideline and trainer.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError("multi_objective_aggregation: a guideline's advantages are of the sum; leave it out")
+        if self.guideline and trainer.scale_rewards == "batch":
+            raise ValueError("scale_rewards: 'batch', but a guideline's advantages are of a case; give group or none")
         self._check_uses(trainer)
 
     def _check_uses(self, trainer: Any) -> None:

@@ -55,7 +55,7 @@ async def regrade(
 
 def reread(trace: Trace, specialties: Sequence[str]) -> Trace:
     """A copy, with what the node's text amounts to; see `regrade`. Without a text it is as it was."""
-    if trace.text is not None and trace.node == "attending":
+    if trace.text is not None and trace.node in ("attending", "specialist"):  # who is alone decides
         decision = Attending(default_store()).read(trace.text, trace.given())["decision"]
         return dataclasses.replace(trace, decision=decision)
     if trace.text is not None and trace.node == "triage":

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmedagent_graph.images import ImageStore
 from rl import evaluate
-from rl.cohort import measured
+from rl.cohort import HELD_OUT, VALIDATION, measured
 from rl.models import model_string
 from rl.policy import forget_policies
 from rl.systems import LABEL
@@ -80,7 +80,7 @@ def role_of(cases: str, split: str | None, seed: int) -> Callable[[str], dict[st
 
 
 def accuracy(folder: Path, role: Callable[[str], dict[str, str]], cases: str, split: str | None, seed: int) -> float:
-    """The accuracy of a model in a role, by rl.evaluate.
+    """The accuracy of a model in a role, by rl.evaluate; of the clinic on cases that nothing else is measured on.
 
     Raises:
         ValueError: if there is nothing to measure it on, or a case has failed.
@@ -88,7 +88,7 @@ def accuracy(folder: Path, role: Callable[[str], dict[str, str]], cases: str, sp
     with tempfile.TemporaryDirectory(prefix="mmedagent-search-") as out:
         systems = Path(out) / "systems.yaml"
         systems.write_text(json.dumps({"systems": {NAME: role(model_string(str(folder)))}}), encoding="utf-8")
-        flags = ["--systems", str(systems), "--cases", cases, "--out", out, "--seed", str(seed)]
+        flags = ["--systems", str(systems), "--cases", cases, "--out", out, "--seed", str(seed + VALIDATION - HELD_OUT)]
         given = evaluate.parser().parse_args([*flags, *(["--split", split] if split else [])])
         report = asyncio.run(evaluate.evaluate(given))
     forget_policies()  # the next candidate needs the room

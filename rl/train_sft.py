@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from datasets import Dataset, Features, Image, List, Value
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback
@@ -27,7 +28,8 @@ from trl import ModelConfig, SFTConfig
 from mmedagent_graph.answers import LETTERS, letter, read_answer
 from mmedagent_graph.state import Referral
 from rl.chat import text_turns
-from rl.cohort import rehearsed
+from rl.cohort import CLINIC, FAINT, pictures_of, rehearsed
+from rl.duplicates import picture_of
 from rl.experiment import Experiment
 from rl.experiment import main as run
 from rl.expert_traces import ExpertTrace, read_expert_traces
@@ -61,8 +63,9 @@ class Imitation(Consultations):
     )
     rehearse: str | None = setting(
         None,
-        "Where a specialist learns: cases of all specialties (`clinic`, a JSONL file, a benchmark) on which it is to "
-        "go on saying what it says, right or wrong. What it learns then stays its own, and merges better.",
+        "Where a specialist learns: cases of all specialties (`clinic`, a JSONL file, a benchmark; another split than "
+        "that of `cases`, or `train`, as CASES@SPLIT) on which it is to go on saying what it says, right or wrong. "
+        "What it learns then stays its own, and merges better.",
     )
     rehearsal: float = setting(0.5, "Share of the examples that are rehearsed, where there are so many.")
 
@@ -75,6 +78,11 @@ class Imitation(Consultations):
         for field, named in (("traces", self.traces), ("rehearse", self.rehearse)):
             if named and "specialist" not in self.nodes:
                 raise ValueError(f"{field}: {named!r} is for a specialist; give --nodes specialist")
+        if self.rehearse in (CLINIC, FAINT) and self.cases is not None:
+            raise ValueError(
+                f"rehearse: {self.rehearse!r} is made up, and {self.cases!r} is not; give such cases, as in --rehearse "
+                f"{self.cases}"
+            )
         if not 0 < self.rehearsal < 1:
             raise ValueError(f"rehearsal: {self.rehearsal} is no share between 0 and 1")
 
@@ -129,12 +137,12 @@ class Imitating(Experiment):
         return self._gold(upstream) if self.recipe.imitate == "gold" else self._own(upstream)
 
     def _rehearsed(self, learned: int) -> list[Trace]:
-        """What the policy says of as many cases as go with so many examples, every process for its own."""
+        """What the policy says of as many cases as go with all that is learned: this process's part."""
         if self.recipe.rehearse is None:
             return []
-        wanted = round(self.recipe.rehearsal / (1 - self.recipe.rehearsal) * learned)
-        cases = rehearsed(self.recipe, wanted * self.state.num_processes, self.trainer.seed, self.images, self.held_out)
-        asked = self._mine(self._before(cases))[:wanted]
+        wanted = round(self.recipe.rehearsal / (1 - self.recipe.rehearsal) * sum(gather_object([learned])))
+        cases = rehearsed(self.recipe, wanted, self.trainer.seed, self.images, self.held_out)
+        asked = self._mine(self._before(cases))
         policy = load_policy(self.recipe.model).model_copy(update={"max_tokens": self.room})
         rollout, said = Rollout(images=self.images), []
         for start in tqdm(range(0, len(asked), policy.max_batch), "rehearsal", unit="batch"):
@@ -155,12 +163,13 @@ class Imitating(Experiment):
         return asyncio.run(_right(Rollout(images=self.images), golden, [str(trace.text) for trace in golden]))
 
     def _traces(self) -> list[Trace]:
-        """The expert traces of the specialty, but for those of held-out cases."""
-        held_out = {case.id for case in self.held_out}
+        """The expert traces of the specialty, but for those about a held-out picture."""
+        apart = pictures_of(self.held_out, self.images)
         return [
             trace_of_expert(one)
             for one in read_expert_traces(str(self.recipe.traces), "train", self.images)
-            if self.recipe.specialty in (None, one.specialty) and one.case not in held_out
+            if self.recipe.specialty in (None, one.specialty)
+            and not apart.intersection(picture_of(ref, self.images) for ref in one.images)
         ]
 
     def _own(self, upstream: Sequence[Trace]) -> list[Trace]:

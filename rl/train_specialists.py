@@ -2,11 +2,13 @@
 
     python -m rl.train_specialists                                         # the clinic's seven, by SFT
     python -m rl.train_specialists --grpo rl/configs/clinic_specialist.yaml                     # and then by GRPO
-    python -m rl.train_specialists --traces traces/slake --model Qwen/Qwen2.5-VL-3B-Instruct --sft sft.yaml --jobs 1
+    python -m rl.train_specialists --traces traces/slake --cases slake --split train --eval_split validation \
+        --model Qwen/Qwen2.5-VL-3B-Instruct --sft sft.yaml --jobs 1
 
 DSA of MMedExpert-R1 (arXiv 2601.10949): one LoRA module for each specialty, by SFT on that specialty's traces (of
-`rl.build_traces`, or, where there are none, the answer keys), which may be the start of GRPO. Which specialties there
-are the cases say. Rank, targets and rates are not published; those of the recipes are ours.
+`rl.build_traces`), which may be the start of GRPO. Where there are no traces, it is the recipe that says what is
+imitated: answer keys, or the base's own right answers, as the clinic's does. Which specialties there are the traces
+say, or else the cases. Rank, targets and rates are not published; those of the recipes are ours.
 
 `--out` holds `sft/<specialty>` and `grpo/<specialty>`, each a run of its own; `hospital.json`, for `build_graph`,
 `rl.serve` and `rl.evaluate`; and `specialists.json` and `.md`: the base and each specialist on the held-out cases of
@@ -21,11 +23,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mmedagent_graph.hospital import FILE, HospitalFile, slug
+from mmedagent_graph.hospital import slug
 from mmedagent_graph.prompts import SPECIALTIES
 from rl import printed
-from rl.cohort import own_cohort
+from rl.cohort import FAINT, own_cohort
+from rl.expert_traces import specialties_of
 from rl.jobs import at_once, train
+from rl.serve import make
 from rl.settings import CONFIGS, parse
 from rl.train_sft import COMMAND as SFT
 from rl.train_specialist import COMMAND as GRPO
@@ -58,14 +62,28 @@ class Specialists:
         if given.grpo:
             parse(GRPO, self._grpo(None, Path("model")))
         known = self._known(settings.recipe)
-        if unknown := sorted(set(given.specialties or known) - set(known)):
+        taught = self._taught() or known
+        if unknown := sorted(set(given.specialties or taught) - set(known)):
             raise ValueError(f"specialties: no case is of {', '.join(unknown)}; there are {', '.join(known)}")
-        return list(given.specialties or known)
+        if untaught := sorted(set(given.specialties or taught) - set(taught)):
+            raise ValueError(f"specialties: no trace is of {', '.join(untaught)}; there are {', '.join(taught)}")
+        return list(given.specialties or taught)
+
+    def _taught(self) -> list[str]:
+        """Those of the traces; none where there are no traces."""
+        given = self._given
+        if given.traces is None:
+            return []
+        if given.cases is None:
+            raise ValueError(
+                "cases: the traces teach, and cases measure what is learned; name them, as in --cases faint"
+            )
+        return specialties_of(given.traces)
 
     def _known(self, recipe: Any) -> list[str]:
         """Those of the cases, in the paper's order or that of the alphabet."""
         given = self._given
-        if given.cases is None:
+        if given.cases in (None, FAINT):
             return list(SPECIALTIES)
         cases = own_cohort(given.cases, recipe.split, recipe.free_text, recipe.without_keys()).cases
         return sorted({case.specialty for case in cases if case.specialty})
@@ -92,8 +110,9 @@ class Specialists:
 
     def _flags(self, recipe: Path, specialty: str | None) -> list[str]:
         given = self._given
-        cases = _flags(cases=given.cases, split=given.split, eval_split=given.eval_split)
-        return [*_flags(config=recipe, nodes="specialist", seed=given.seed, specialty=specialty), *cases]
+        cases = None if given.cases == FAINT else given.cases
+        these = _flags(cases=cases, split=given.split, eval_split=given.eval_split)
+        return [*_flags(config=recipe, nodes="specialist", seed=given.seed, specialty=specialty), *these]
 
 
 def _flags(**told: Any) -> list[str]:
@@ -103,14 +122,6 @@ def _flags(**told: Any) -> list[str]:
 def _summary(run: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     return summary
-
-
-def hospital_of(base: str, found: dict[str, dict[str, Any]], out: Path) -> Path:
-    """Write the hospital of these specialists, whose triage and attending are the base; its file."""
-    adapters = {specialty: told["adapter"] for specialty, told in found.items()}
-    file = HospitalFile(base=base, triage=None, attending=None, specialists=adapters)
-    (out / FILE).write_text(file.model_dump_json(indent=2) + "\n")
-    return out / FILE
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
@@ -136,10 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     parser.add_argument("--out", type=Path, default=Path("runs/specialists"), help="folder (runs/specialists)")
     parser.add_argument("--specialties", nargs="+", help="only these; default: all that the cases have")
     parser.add_argument("--model", help="the base; default: the recipe's")
-    parser.add_argument("--cases", help="JSONL file, or a benchmark; default: the clinic's faint images")
+    parser.add_argument("--cases", help="JSONL file, a benchmark, or faint: the clinic's faint images (the default)")
     parser.add_argument("--split", help="rows to train on, of other cases than the clinic's")
     parser.add_argument("--eval_split", help="rows to measure on; default: some of the others, by image")
-    parser.add_argument("--traces", help="folder of rl.build_traces to imitate; default: the answer keys of the cases")
+    parser.add_argument("--traces", help="folder of rl.build_traces to imitate; default: what the recipe says")
     parser.add_argument("--sft", type=Path, default=OWN, help=f"recipe of the SFT ({OWN.name})")
     parser.add_argument("--grpo", type=Path, help="recipe of GRPO after it; default: none")
     parser.add_argument("--seed", type=int, default=0)
@@ -153,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     told = at_once(specialists.train, [(name,) for name in names], given.jobs, "specialists")
     found = dict(zip(names, told, strict=True))
     base = parse(SFT, specialists._sft(names[0])).recipe.model
-    file = hospital_of(base, found, given.out)
+    file = make(given.out, base, None, None, [f"{name}={told['adapter']}" for name, told in found.items()])
     (given.out / "specialists.json").write_text(json.dumps(found, indent=2) + "\n")
     (given.out / "specialists.md").write_text(table(found) + "\n")
     print(f"\n{table(found)}\n\nhospital: {file}")

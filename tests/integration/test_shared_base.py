@@ -170,6 +170,21 @@ def test_an_adapter_that_does_not_fit_leaves_the_others_as_they_are(policies, pr
         assert ids(policy.answer(prompts[:4])) == said(found)[:4]
 
 
+def test_nor_the_first_that_comes_after_it(folders, prompts, tmp_path):
+    """What peft has left of it in the base is in nobody's way."""
+    wrong = random_adapter(tmp_path / "wrong", 9, r=4)
+    config = wrong / "adapter_config.json"
+    good = str(random_adapter(tmp_path / "good", 8, target_modules=r".*\.language_model\..*\.q_proj"))
+    forget_policies()
+    alone = ids(load_policy(good).answer(prompts[:4]))
+    config.write_text(config.read_text().replace('"r": 4', '"r": 16'))
+    forget_policies()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        load_policy(str(wrong))
+    assert ids(load_policy(good).answer(prompts[:4])) == alone
+    forget_policies()
+
+
 def test_an_adapter_of_an_adapter_is_refused(folders, tmp_path):
     wrong = shutil.copytree(folders[0], tmp_path / "wrong")
     config = wrong / "adapter_config.json"

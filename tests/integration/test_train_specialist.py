@@ -7,11 +7,14 @@ import pytest
 import torch
 import yaml
 
-from mmedagent_graph.hospital import open_hospital
+from mmedagent_graph import SPECIALTIES
+from mmedagent_graph.hospital import open_hospital, slug
 from mmedagent_graph.images import ImageStore
-from rl import train_specialists
+from rl import build_traces, train_specialists
 from rl.clinic.cases import make_cases
+from rl.clinic.doctors import GUIDELINE
 from rl.cohort import TRAIN
+from rl.expert_traces import specialties_of
 from rl.guidelines import GENERAL, PERSPECTIVES
 from rl.perspectives import across
 from rl.policy import load_policy
@@ -84,6 +87,9 @@ def test_a_case_is_asked_from_every_perspective(tmp_path: Path, monkeypatch):
         (["--perspectives", "analytical", "analytical"], "perspectives: "),
         (["--across", "1.5"], "across: 1.5"),
         (["--graders", "checks=1"], "checks"),
+        (["--guideline", str(GENERAL)], "nobody is paid for its checks; add checks=0.5"),
+        (["--across", "0.2"], "perspectives, across: they are a guideline's"),
+        ([*GUIDED, "--scale_rewards", "batch"], "scale_rewards: 'batch'"),
         (["--specialty", "Dentist"], "specialty: 'Dentist' is none of the clinic's"),
         (["--nodes", "specialist", "triage"], "a specialist learns alone"),
         (["--stages", "hard"], "specialist has heard no opinion"),
@@ -120,25 +126,37 @@ def test_grpo_goes_on_with_the_adapter_of_the_sft(tmp_path: Path, capsys):
 
 
 def test_the_sft_is_of_one_specialty(tmp_path: Path):
-    summary = imitate(
-        [
-            "--config",
-            str(SFT),
-            "--runs",
-            str(tmp_path),
-            "--name",
-            "one",
-            "--specialty",
-            "Surgeon",
-            "--num_train_epochs",
-            "1",
-            *SMALL,
-        ]
-    )
+    flags = ["--config", str(SFT), "--runs", str(tmp_path), "--name", "one", "--specialty", "Surgeon", *SMALL]
+    summary = imitate([*flags, "--num_train_epochs", "1", "--imitate", "gold", "--rehearsal", "0.001"])
     examples = list(read_traces(tmp_path / "one" / "stages" / "sft" / "examples.parquet"))
     assert {(one.node, one.specialty) for one in examples} == {("specialist", "Surgeon")}
     assert {one.text for one in examples} <= {f"<think></think><answer>{one.answer}</answer>" for one in examples}
     assert summary["after"]["overall"]["n"] == 12
+
+
+def test_the_specialists_of_traces(tmp_path: Path, capsys):
+    """Whom the traces teach; what they have learned is measured on the cases that are named."""
+    made = ["--teacher", "clinic:teacher", "--guideline", str(GUIDELINE), "--samples", "1", "--cases", "faint"]
+    build_traces.main([*made, "--size", "24", "--limit", "8", "--out", str(tmp_path / "traces")])
+    taught = specialties_of(tmp_path / "traces")
+    assert 1 < len(taught) < 7
+    recipe = str(CONFIGS / "clinic_traces_sft.yaml")
+    flags = ["--out", str(tmp_path / "out"), "--traces", str(tmp_path / "traces"), "--sft", recipe, "--jobs", "1"]
+    flags += ["--eval_size", "12", "--num_train_epochs", "1"]
+    found = train_specialists.main([*flags, "--cases", "faint", "--specialties", taught[0]])
+    assert list(found) == taught[:1]
+    run = tmp_path / "out" / "sft" / slug(taught[0])
+    examples = list(read_traces(run / "stages" / "sft" / "examples.parquet"))
+    assert {one.specialty for one in examples} == set(taught[:1])
+    assert any(str(one.text).startswith("<think>Looks like") for one in examples)
+    untaught = next(name for name in SPECIALTIES if name not in taught)
+    for wrong, said in (
+        ([], "cases: traces teach"),
+        (["--cases", "faint", "--specialties", untaught], f"no trace is of {untaught}"),
+    ):
+        with pytest.raises(SystemExit):
+            train_specialists.main([*flags, *wrong])
+        assert said in capsys.readouterr().err
 
 
 def test_what_it_can_do_already_is_rehearsed(tmp_path: Path):
@@ -148,7 +166,7 @@ def test_what_it_can_do_already_is_rehearsed(tmp_path: Path):
     examples = list(read_traces(tmp_path / "one" / "stages" / "sft" / "examples.parquet"))
     learned = [one for one in examples if one.case.startswith("faint")]
     kept = [one for one in examples if one.case.startswith("clinic")]
-    assert len(learned) == len(kept) == 16
+    assert len(learned) == len(kept) > 4
     assert {one.specialty for one in learned} == {"Surgeon"}
     assert len({one.specialty for one in kept}) > 3
     base = load_policy("clinic:base")

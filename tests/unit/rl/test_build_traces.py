@@ -201,6 +201,16 @@ def test_test_cases_are_never_asked_about(build, cases, tmp_path):
     assert {trace.case for trace in making.traces} == {"c0", "c1", *(f"c{i}" for i in range(4, 11))}
 
 
+def test_nor_those_of_the_files_own_test_rows(build, cases, capsys):
+    """Whose pictures are not trained on either, though nobody has named them."""
+    rows = [json.loads(line) for line in cases.read_text().splitlines()]
+    split = [{**row, "split": "test" if row["id"] == "c2" else "train"} for row in rows]
+    cases.write_text("\n".join(map(json.dumps, split)))
+    making, _ = build("--samples", 1, "--split", "train")
+    assert making.left_out[f"its image is in {cases}@test"] == 1  # c3 has c2's
+    assert making.given.exclude == [f"{cases}@test"]
+
+
 def test_failures_are_counted_and_tried_again(build, capsys):
     def fails(messages):
         if "number 4" in messages[1].text:
@@ -247,7 +257,7 @@ def test_nothing_right_is_no_data_set(build, tmp_path, capsys):
     making, _ = build("--samples", 1, answer=lambda _: "I cannot tell.")
     assert making.traces == []
     assert not (tmp_path / "out" / "README.md").exists()
-    assert "no data set was written" in capsys.readouterr().out
+    assert "hence no data set" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

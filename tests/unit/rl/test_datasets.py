@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import rl
 from rl.cohort import cohorts, hold_out, own_cohort, rehearsed, shared_images
@@ -186,19 +187,36 @@ def test_cases_without_a_key_are_taken_where_nothing_needs_one(jsonl, tmp_path, 
 
 
 def test_what_is_rehearsed_has_a_label_and_no_held_out_picture(jsonl, tmp_path, images):
-    for name in "abc":
-        (tmp_path / f"{name}.png").write_bytes(name.encode())
-    (tmp_path / "copy.png").write_bytes(b"a")
+    for name in ("red", "green", "blue"):
+        Image.new("RGB", (8, 8), name).save(tmp_path / f"{name}.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "copy.bmp")
     label = {**ROW, "answer": None, "specialty": "Surgeon"}
-    rows = [{**label, "image": f"{name}.png"} for name in ("a", "copy", "b", "c")]
-    path = jsonl(*rows, {**label, "image": "b.png", "specialty": None})
+    rows = [{**label, "image": f"{name}.png"} for name in ("red", "green", "blue")] + [{**label, "image": "copy.bmp"}]
+    path = jsonl(*rows, {**label, "image": "green.png", "specialty": None})
     held_out = read_cases(path)[:1]
     recipe = Imitation(nodes=["specialist"], rehearse=str(path))
     found = rehearsed(recipe, 10, 0, images, held_out)
-    assert sorted(image.name for case in found for image in case.images) == ["b.png", "c.png"]
+    assert sorted(image.name for case in found for image in case.images) == ["blue.png", "green.png"]
+    as_data = [dataclasses.replace(case, images=[images.put(image) for image in case.images]) for case in held_out]
+    assert rehearsed(recipe, 10, 0, images, as_data) == found
     assert len(rehearsed(recipe, 1, 0, images, held_out)) == 1
     with pytest.raises(ValueError, match=r"rehearse: no row of .* has a specialty and pictures that are not held out"):
         rehearsed(recipe, 10, 0, images, read_cases(path))
+
+
+def test_another_split_is_rehearsed_by_its_name(jsonl, images):
+    label = {**ROW, "specialty": "Surgeon"}
+    path = jsonl(*({**label, "id": name, "split": name} for name in ("train", "test", "more")))
+
+    def ids(rehearse, **fields):
+        recipe = Imitation(nodes=["specialist"], rehearse=str(rehearse), **fields)
+        return sorted(case.id for case in rehearsed(recipe, 10, 0, images, []))
+
+    assert ids(path, cases=str(path), split="train") == ["train"]
+    assert ids(f"{path}@more", cases=str(path), split="train") == ["more"]
+    assert ids(path) == ["more", "test", "train"]
+    with pytest.raises(ValueError, match=r"rehearse: 'clinic' is made up, and '.*' is not; give such cases"):
+        ids("clinic", cases=str(path))
 
 
 NEED_KEYS = {

@@ -54,6 +54,23 @@ def test_other_flags_are_refused(started, tmp_path):
         jobs.train(tmp_path / "one", "rl.train_sft", ["--seed", "4"])
 
 
+def test_other_commands_are_run_once_too(monkeypatch, tmp_path):
+    codes, run = [1, 0], []
+
+    def runs(command, **_):
+        run.append(command[2:])
+        return subprocess.CompletedProcess(command, codes.pop(0))
+
+    monkeypatch.setattr(jobs.subprocess, "run", runs)
+    with pytest.raises(RuntimeError, match="failed with 1"):
+        jobs.once(tmp_path / "one", "rl.merge", ["--scale", "2"])
+    for _ in range(2):
+        jobs.once(tmp_path / "one", "rl.merge", ["--scale", "2"])
+    assert run == [["rl.merge", "--scale", "2"]] * 2
+    with pytest.raises(ValueError, match=r"one was made with other flags; remove it and one\.arguments\.json"):
+        jobs.once(tmp_path / "one", "rl.merge", ["--scale", "3"])
+
+
 def test_a_log_stands_beside_the_folder(tmp_path):
     with pytest.raises(RuntimeError, match=r"json\.tool failed with 2; .*deep\.log says why"):
         jobs.call(tmp_path / "new" / "deep", "json.tool", ["--no-such-flag"])

@@ -1,6 +1,7 @@
 """Guideline-based advantages: what they come to, and what leaves them as they are."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from trl.trainer.utils import nanstd
 
 from rl.guidelines import PERSPECTIVES, read_guideline
 from rl.perspectives import TINY, across, checks_of, from_each
+from rl.trainer import ConsultationTrainer
 
 REWARDS = st.integers(1, 3).flatmap(
     lambda cases: st.integers(1, 4).flatmap(
@@ -126,3 +128,25 @@ def test_the_share_of_the_checks(trace):
     assert checks(dataclasses.replace(said, perspective="bayesian", text=None)) is None
     silent = dataclasses.replace(said, perspective="differential", text="<think></think><answer>cyst</answer>")
     assert checks(silent) == 0.0
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_each_process_takes_its_own_part(scale):
+    """Two cases, each from two perspectives, twice; either case's completions are another process's."""
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, float("nan")], [0.5, 1.0]])  # (groups, G), of all processes
+    within = torch.tensor([[0.7, -0.7], [0.0, 0.0], [0.0, 0.0], [-0.7, 0.7]])
+    expected = 0.5 * within + 0.5 * across(rewards.view(2, 2, 2), scale != "none").view(4, 2)
+    for rank in (0, 1):
+        trainer = SimpleNamespace(
+            environment=SimpleNamespace(perspectives=2, across=0.5),
+            accelerator=SimpleNamespace(process_index=rank),
+            num_generations=2,
+            scale_rewards=scale,
+        )
+        mine = slice(2 * rank, 2 * rank + 2)
+        found = ConsultationTrainer._stratified(trainer, within[mine].flatten(), rewards)
+        torch.testing.assert_close(found, expected[mine].flatten())
+    case = torch.tensor([0.0, 0.5, 1.0])  # what of the second case could be graded
+    gained = (1.0 - case.mean()) / (case.std() + 1e-4 if scale != "none" else 1.0)
+    assert found[-1].item() == pytest.approx(0.35 + 0.5 * gained.item(), abs=1e-5)
+    assert found[1].item() == 0.0, "nothing is known of what could not be graded"

@@ -92,14 +92,15 @@ def test_what_was_stored_is_left_alone(decided):
     assert [one.rewards for one in traces] == rewards
 
 
-def test_a_better_reader_reads_the_text_again(decided, monkeypatch):
+@pytest.mark.parametrize("node", ["attending", "specialist"])
+def test_a_better_reader_reads_the_text_again(decided, monkeypatch, node):
     class Better(Attending):
         def read(self, text, state):
             return super().read(
                 text.replace("<answer>B", "<answer>B</answer>").replace("</answer></answer>", "</answer>"), state
             )
 
-    traces = decided()
+    traces = decided(node=node)
     monkeypatch.setattr(module, "Attending", Better)
     assert [one.rewards["accuracy"] for one in traces] == [1, 0, 1, 0]
     assert [one.rewards["accuracy"] for one in again(traces, **PAPER)] == [1, 0, 1, 1]
