@@ -137,13 +137,13 @@ class Recipe(Consultations):
             raise ValueError(
                 f"guideline: {self.guideline!r}, but it is specialists that reason by it; give --nodes specialist"
             )
+        self.read_guideline()
         if self.guideline and "checks" not in {grader.partition("=")[0] for grader in self.graders}:
             raise ValueError(
                 f"guideline: {self.guideline!r}, but nobody is paid for its checks; add checks=0.5 to --graders"
             )
         if not self.guideline and (named != list(PERSPECTIVES) or self.across != ACROSS):
             raise ValueError("perspectives, across: they are a guideline's; give --guideline, or leave them out")
-        self.read_guideline()
 
     def read_guideline(self) -> Guideline | None:
         """The guideline; None without one.

@@ -75,9 +75,7 @@ class Specialists:
         if given.traces is None:
             return []
         if given.cases is None:
-            raise ValueError(
-                "cases: the traces teach, and cases measure what is learned; name them, as in --cases faint"
-            )
+            raise ValueError("cases: traces teach, and cases measure what is learned; name them, as in --cases faint")
         return specialties_of(given.traces)
 
     def _known(self, recipe: Any) -> list[str]:

@@ -82,7 +82,7 @@ def test_a_case_is_asked_from_every_perspective(tmp_path: Path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--guideline", str(GENERAL), "--num_generations", "8"], "num_generations: 8; a generation's 2 groups do not"),
+        ([*GUIDED, "--num_generations", "8"], "num_generations: 8; a generation's 2 groups do not"),
         (["--guideline", "none.yaml"], "guideline: 'none.yaml' cannot be read"),
         (["--perspectives", "analytical", "analytical"], "perspectives: "),
         (["--across", "1.5"], "across: 1.5"),
