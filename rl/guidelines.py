@@ -6,6 +6,7 @@ Invariant: a check is a function of the reasoning and the options alone. It judg
 same checks, and none of them knows the right answer.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -27,6 +28,7 @@ KINDS = ("says_any", "options", "at_most_words", "pattern")
 """What a check may look for."""
 LONGEST = 20_000
 """Characters of a reasoning that are looked at: beyond them it is no reasoning."""
+PIN = "@sha256:"
 LETTERED = re.compile(r"\b(?i:option|choice)\s+([A-Z])\b|\(([A-Z])\)")
 SHOWN = 80
 """Characters of a wrong value that an error quotes."""
@@ -130,16 +132,29 @@ class Guideline(BaseModel):
         return "\n".join(line.strip() for line in lines if line.strip())
 
 
+def pinned(path: str) -> str:
+    """The file and what it says, so that `read_guideline` refuses it once it says something else."""
+    name = path.partition(PIN)[0]
+    return f"{Path(name).resolve()}{PIN}{hashlib.sha256(Path(name).read_bytes()).hexdigest()}"
+
+
 def read_guideline(path: str | Path = GENERAL) -> Guideline:
     """The guideline of a YAML file.
 
+    Args:
+        path: of the file, perhaps `pinned`.
+
     Raises:
-        ValueError: naming the file, the field, the value and what is valid.
+        ValueError: naming the file, the field, the value and what is valid; or if it is not what was pinned.
     """
+    path, _, digest = str(path).partition(PIN)
     try:
-        told = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = Path(path).read_bytes()
+        told = yaml.safe_load(data.decode())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"guideline: {str(path)!r} cannot be read ({error}); give a YAML file") from error
+        raise ValueError(f"guideline: {path!r} cannot be read ({error}); give a YAML file") from error
+    if digest and digest != hashlib.sha256(data).hexdigest():
+        raise ValueError(f"guideline: {path!r} has changed since it was pinned; give back what it said, or begin anew")
     if not isinstance(told, dict):
         raise ValueError(f"guideline: {str(path)!r} has no `perspectives:`; see {GENERAL}")
     try:

@@ -19,6 +19,7 @@ from trl import ModelConfig, TrlParser
 
 from mmedagent_graph.prompts import SPECIALTIES
 from rl.datasets import is_benchmark
+from rl.guidelines import pinned as pinned_guideline
 from rl.models import model_string, pinned
 from rl.rollout import NODES
 
@@ -260,7 +261,10 @@ def launch_file(command: Command, arguments: Sequence[str]) -> Path | None:
 
 
 def pins(recipe: Consultations) -> list[str]:
-    """Flags by which the models that a recipe names stay what they are, though `runs/latest` moves on."""
+    """Flags by which the models that a recipe names stay what they are, though `runs/latest` moves on.
+
+    A guideline stays in its file, and is refused where that has been changed.
+    """
     flags = []
     for field in ("model", "triage", "attending", "specialists", "judge"):
         named = getattr(recipe, field, None) or []
@@ -268,6 +272,8 @@ def pins(recipe: Consultations) -> list[str]:
         fixed = [pinned(name) for name in names]
         if fixed != names:
             flags += [f"--{field}", *fixed]
+    if guideline := getattr(recipe, "guideline", None):
+        flags += ["--guideline", pinned_guideline(guideline)]
     return flags
 
 

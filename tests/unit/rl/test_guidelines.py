@@ -18,6 +18,7 @@ from rl.guidelines import (
     checks_passed,
     guided,
     named_options,
+    pinned,
     read_guideline,
 )
 
@@ -214,3 +215,16 @@ def test_a_name_twice(tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(ValueError, match=r"guideline: .* cannot be read"):
         read_guideline(tmp_path / "none.yaml")
+
+
+def test_a_pinned_guideline_is_refused_once_it_says_something_else(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(GENERAL.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    named = pinned("mine.yaml")
+    assert named.startswith(str(file))
+    assert read_guideline(named) == read_guideline(GENERAL)
+    assert pinned(named) == named
+    file.write_text(GENERAL.read_text() + "\n# a word more\n")
+    with pytest.raises(ValueError, match=r"guideline: '.*mine\.yaml' has changed since it was pinned"):
+        read_guideline(named)
