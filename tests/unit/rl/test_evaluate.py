@@ -1,11 +1,14 @@
 """The evaluation: all systems on the same cases, gone on with, compared in pairs."""
 
+import io
 import json
+import zipfile
 
 import pytest
 from fakes import FakeModel, answers
+from PIL import Image
 
-from rl.cohort import Cohort
+from rl.cohort import Cohort, measured
 from rl.datasets import LabeledCase
 from rl.evaluate import main, short
 
@@ -75,6 +78,66 @@ def test_all_systems_are_measured_on_the_same_cases(flags, models, tmp_path, cap
     shown = capsys.readouterr().out
     assert "right to wrong" in shown
     assert "50.0 [" in shown
+
+
+@pytest.fixture
+def benchmarks(tmp_path, monkeypatch):
+    """Two cases each of MedXpertQA-MM and OmniMedVQA, as they are published."""
+    monkeypatch.setattr("rl.evaluate.measured", measured)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    expert, omni = tmp_path / "expert", tmp_path / "omni"
+    rows = [
+        {
+            "id": f"MM-{number}",
+            "question": f"What is number {number}?\nAnswer Choices: (A) CT (B) MRI",
+            "options": {"A": "CT", "B": "MRI"},
+            "label": "A",
+            "images": [f"{number}.jpeg"],
+            "medical_task": "Diagnosis",
+            "body_system": system,
+            "question_type": "Reasoning",
+        }
+        for number, system in enumerate(("Endocrine", "Nervous"))
+    ]
+    (expert / "MM").mkdir(parents=True)
+    (expert / "MM" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with zipfile.ZipFile(expert / "images.zip", "w") as archive:
+        for number in range(2):
+            archive.writestr(f"images/{number}.jpeg", buffer.getvalue())
+    rows = [
+        {
+            "dataset": "Scans",
+            "question_id": f"scan_{number}",
+            "question_type": "Modality Recognition",
+            "question": f"How was number {number} made?",
+            "gt_answer": "MRI",
+            "image_path": "Images/Scans/a.png",
+            "option_A": "CT",
+            "option_B": "MRI",
+            "modality_type": modality,
+        }
+        for number, modality in enumerate(("MR (Mag-netic Resonance Imaging)", "X-Ray"))
+    ]
+    omni.mkdir()
+    with zipfile.ZipFile(omni / "OmniMedVQA.zip", "w") as archive:
+        archive.writestr("OmniMedVQA/QA_information/Open-access/Scans.json", json.dumps(rows))
+        archive.writestr("OmniMedVQA/Images/Scans/a.png", buffer.getvalue())
+    return f"medxpertqa:{expert}", f"omnimedvqa:{omni}"
+
+
+def test_accuracy_by_body_system_and_by_modality(flags, benchmarks):
+    results = main([*flags, "--cases", *benchmarks])["results"]
+    expert, omni = (results[name]["alone"]["by"] for name in ("medxpertqa", "omnimedvqa"))
+    assert {name: (row["n"], row["value"]) for name, row in expert["body_system"].items()} == {
+        "Endocrine": (1, 1.0),
+        "Nervous": (1, 1.0),
+    }
+    assert expert["modality"] == omni["body_system"] == {}
+    assert {name: (row["n"], row["value"]) for name, row in omni["modality"].items()} == {
+        "MR (Mag-netic Resonance Imaging)": (1, 0.0),
+        "X-Ray": (1, 0.0),
+    }
 
 
 def test_the_same_command_goes_on_and_asks_nobody_again(flags, models):
