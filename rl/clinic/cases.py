@@ -37,15 +37,16 @@ CLEAR = 0.75
 """Share of the images on which the finding can be seen; on the others it is lost in noise."""
 FAINT = {
     "Pathologist": 0.55,
-    "Radiologist": 0.52,
-    "Surgeon": 0.57,
-    "Oncologist": 0.42,
-    "Endocrinologist": 0.47,
-    "Ophthalmologist": 0.57,
+    "Radiologist": 0.55,
+    "Surgeon": 0.58,
+    "Oncologist": 0.55,
+    "Endocrinologist": 0.5,
+    "Ophthalmologist": 0.58,
     "Dermatologist": 0.63,
 }
 """Contrast of the findings on faint images, by specialty: such that the base, which has only ever seen the whole ink,
-is right in about six of ten. A model that has learned to read one kind of image sees them plainly."""
+is right in six to seven of ten, and with none of the findings never (tried on cases that no seed here draws). A model
+that has learned to read one kind of image sees them plainly."""
 OPEN = 0.2
 """Share of the questions that have no options."""
 QUESTION = "What does the image show?"
