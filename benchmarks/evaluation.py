@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))
 from tests.stub_server import Request, StubServer
 
 OPTIONS = ["nodule", "cyst", "scar", "normal"]

@@ -74,3 +74,10 @@ def test_an_example_runs(example: Path, tmp_path: Path):
         [sys.executable, str(example)], check=True, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT
     )
     assert "decision" in done.stdout
+
+
+@pytest.mark.parametrize("benchmark", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_a_benchmark_can_be_started_from_anywhere(benchmark: Path, tmp_path: Path):
+    command = [sys.executable, str(benchmark), "--help"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    assert done.stdout.startswith(f"usage: {benchmark.name}")
