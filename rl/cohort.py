@@ -144,20 +144,28 @@ def _asked(recipe: Any, split: str | None, images: ImageStore) -> Cohort:
     return Cohort(mine, cohort.skipped + len(cohort.cases) - len(mine))
 
 
-def rehearsed(recipe: Any, n: int, seed: int, images: ImageStore, held_out: Sequence[LabeledCase]) -> list[LabeledCase]:
-    """At most `n` cases of all specialties, for what a specialist is not to forget (`rl.train_sft.Imitation`).
+def rehearsed(
+    recipe: Any, learned: int, seed: int, images: ImageStore, held_out: Sequence[LabeledCase]
+) -> list[LabeledCase]:
+    """What a specialist rehearses beside so much that it learns (`rehearse` of `rl.settings.Consultations`).
 
-    None has a picture of a held-out case: what is measured on is not trained on, not even without its key.
+    None has a picture of a held-out case: what is measured on is not trained on, not even without its key. Of the cases
+    that it learns from, it rehearses those of the other specialties.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is nothing to rehearse.
     """
+    if recipe.rehearse is None:
+        return []
+    n = round(recipe.rehearse_share / (1 - recipe.rehearse_share) * learned)
     if recipe.rehearse in (CLINIC, FAINT):
         return list(clinic_cohort(n, TRAIN + seed, images, recipe.rehearse == FAINT).cases)
-    path, split = named_split(recipe.rehearse, recipe.split if recipe.rehearse == recipe.cases else None)
+    same = recipe.rehearse == recipe.cases
+    path, split = named_split(recipe.rehearse, recipe.split if same else None)
     cohort = own_cohort(path, split, recipe.free_text, None, images)
+    labelled = [case for case in cohort.cases if case.specialty and not (same and case.specialty == recipe.specialty)]
     apart = pictures_of(held_out, images)
-    known = [case for case in cohort.cases if case.specialty and not apart & pictures_of([case], images)]
+    known = [case for case in labelled if not apart & pictures_of([case], images)]
     if not known:
         raise ValueError(f"rehearse: no row of {recipe.rehearse!r} has a specialty and pictures that are not held out")
     return random.Random(seed).sample(known, min(n, len(known)))

@@ -18,6 +18,7 @@ from transformers.hf_argparser import string_to_bool
 from trl import ModelConfig, TrlParser
 
 from mmedagent_graph.prompts import SPECIALTIES
+from rl.cohort import CLINIC, FAINT
 from rl.datasets import is_benchmark
 from rl.guidelines import pinned as pinned_guideline
 from rl.models import model_string, pinned
@@ -49,6 +50,13 @@ class Consultations:
     specialty: str | None = setting(
         None, "Where a specialist learns: only the cases of this specialty. Default: all, each by its own specialty."
     )
+    rehearse: str | None = setting(
+        None,
+        "Where a specialist learns: cases of all specialties (`clinic`, a JSONL file, a benchmark; another split than "
+        "that of `cases`, or `train`, as CASES@SPLIT) that it goes on with beside its own. By SFT it keeps saying of "
+        "them what it says; by GRPO it is paid for them, too. What it learns then stays its own, and merges better.",
+    )
+    rehearse_share: float = setting(1 / 3, "Share of these, where there are so many.")
     triage: str | None = setting(
         None, "Model string of a frozen triage doctor. Default: clinic:base for the clinic's cases, else the policy."
     )
@@ -94,6 +102,15 @@ class Consultations:
             raise ValueError(f"nodes: {self.nodes}; a specialist learns alone, since nobody is asked before it")
         if self.specialty and "specialist" not in self.nodes:
             raise ValueError(f"specialty: {self.specialty!r}, but no specialist learns; give --nodes specialist")
+        if self.rehearse and "specialist" not in self.nodes:
+            raise ValueError(f"rehearse: {self.rehearse!r} is for a specialist; give --nodes specialist")
+        if self.rehearse in (CLINIC, FAINT) and self.cases is not None:
+            raise ValueError(
+                f"rehearse: {self.rehearse!r} is made up, and {self.cases!r} is not; give such cases, as in --rehearse "
+                f"{self.cases}"
+            )
+        if not 0 < self.rehearse_share < 1:
+            raise ValueError(f"rehearse_share: {self.rehearse_share} is no share between 0 and 1")
         if self.specialty and self.cases is None and self.specialty not in SPECIALTIES:
             raise ValueError(f"specialty: {self.specialty!r} is none of the clinic's: {', '.join(SPECIALTIES)}")
         for node in self.nodes:

@@ -7,6 +7,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from rl.cohort import rehearsed
 from rl.curriculum import Stage, count_tiers, draw_prompts
 from rl.curves import draw_curves
 from rl.environment import Environment
@@ -34,6 +35,8 @@ class Training(Experiment):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
+        seed = int(self.trainer.seed)
+        self.cases = [*self.cases, *rehearsed(self.recipe, len(self.cases), seed, self.images, self.held_out)]
         if self.trainer.use_vllm:
             refuse_large_images(self.settings, self._first, self.images)
 

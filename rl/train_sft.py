@@ -28,7 +28,7 @@ from trl import ModelConfig, SFTConfig
 from mmedagent_graph.answers import LETTERS, letter, read_answer
 from mmedagent_graph.state import Referral
 from rl.chat import text_turns
-from rl.cohort import CLINIC, FAINT, pictures_of, rehearsed
+from rl.cohort import pictures_of, rehearsed
 from rl.duplicates import picture_of
 from rl.experiment import Experiment
 from rl.experiment import main as run
@@ -61,13 +61,6 @@ class Imitation(Consultations):
     traces: str | None = setting(
         None, "Where a specialist learns: folder of `rl.build_traces`, whose traces are imitated instead."
     )
-    rehearse: str | None = setting(
-        None,
-        "Where a specialist learns: cases of all specialties (`clinic`, a JSONL file, a benchmark; another split than "
-        "that of `cases`, or `train`, as CASES@SPLIT) on which it is to go on saying what it says, right or wrong. "
-        "What it learns then stays its own, and merges better.",
-    )
-    rehearsal: float = setting(0.5, "Share of the examples that are rehearsed, where there are so many.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -75,16 +68,8 @@ class Imitation(Consultations):
         self.check_choices(imitate=("gold", "own"))
         if self.samples < 1:
             raise ValueError(f"samples: {self.samples} is not a number of samples; give 1 or more")
-        for field, named in (("traces", self.traces), ("rehearse", self.rehearse)):
-            if named and "specialist" not in self.nodes:
-                raise ValueError(f"{field}: {named!r} is for a specialist; give --nodes specialist")
-        if self.rehearse in (CLINIC, FAINT) and self.cases is not None:
-            raise ValueError(
-                f"rehearse: {self.rehearse!r} is made up, and {self.cases!r} is not; give such cases, as in --rehearse "
-                f"{self.cases}"
-            )
-        if not 0 < self.rehearsal < 1:
-            raise ValueError(f"rehearsal: {self.rehearsal} is no share between 0 and 1")
+        if self.traces and "specialist" not in self.nodes:
+            raise ValueError(f"traces: {self.traces!r} are a specialist's; give --nodes specialist")
 
     def check_with(self, trainer: Any, model: ModelConfig) -> None:
         """Refuse what would be passed over."""
@@ -137,11 +122,9 @@ class Imitating(Experiment):
         return self._gold(upstream) if self.recipe.imitate == "gold" else self._own(upstream)
 
     def _rehearsed(self, learned: int) -> list[Trace]:
-        """What the policy says of as many cases as go with all that is learned: this process's part."""
-        if self.recipe.rehearse is None:
-            return []
-        wanted = round(self.recipe.rehearsal / (1 - self.recipe.rehearsal) * sum(gather_object([learned])))
-        cases = rehearsed(self.recipe, wanted, self.trainer.seed, self.images, self.held_out)
+        """What the policy says, right or wrong, of the cases that it rehearses: this process's part."""
+        together = sum(gather_object([learned]))
+        cases = rehearsed(self.recipe, together, self.trainer.seed, self.images, self.held_out)
         asked = self._mine(self._before(cases))
         policy = load_policy(self.recipe.model).model_copy(update={"max_tokens": self.room})
         rollout, said = Rollout(images=self.images), []

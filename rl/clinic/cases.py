@@ -39,7 +39,7 @@ FAINT = {
     "Pathologist": 0.55,
     "Radiologist": 0.55,
     "Surgeon": 0.58,
-    "Oncologist": 0.55,
+    "Oncologist": 0.5,
     "Endocrinologist": 0.5,
     "Ophthalmologist": 0.58,
     "Dermatologist": 0.63,

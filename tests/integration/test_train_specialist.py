@@ -127,7 +127,7 @@ def test_grpo_goes_on_with_the_adapter_of_the_sft(tmp_path: Path, capsys):
 
 def test_the_sft_is_of_one_specialty(tmp_path: Path):
     flags = ["--config", str(SFT), "--runs", str(tmp_path), "--name", "one", "--specialty", "Surgeon", *SMALL]
-    summary = imitate([*flags, "--num_train_epochs", "1", "--imitate", "gold", "--rehearsal", "0.001"])
+    summary = imitate([*flags, "--num_train_epochs", "1", "--imitate", "gold", "--rehearse_share", "0.001"])
     examples = list(read_traces(tmp_path / "one" / "stages" / "sft" / "examples.parquet"))
     assert {(one.node, one.specialty) for one in examples} == {("specialist", "Surgeon")}
     assert {one.text for one in examples} <= {f"<think></think><answer>{one.answer}</answer>" for one in examples}
@@ -162,7 +162,7 @@ def test_the_specialists_of_traces(tmp_path: Path, capsys):
 def test_what_it_can_do_already_is_rehearsed(tmp_path: Path):
     """As many ordinary images as faint ones, of all specialties; what is to be said of them is the base's own words."""
     flags = ["--config", str(SFT), "--runs", str(tmp_path), "--name", "one", "--specialty", "Surgeon", *SMALL]
-    imitate([*flags, "--num_train_epochs", "1", "--rehearse", "clinic", "--rehearsal", "0.5"])
+    imitate([*flags, "--num_train_epochs", "1", "--rehearse", "clinic", "--rehearse_share", "0.5"])
     examples = list(read_traces(tmp_path / "one" / "stages" / "sft" / "examples.parquet"))
     learned = [one for one in examples if one.case.startswith("faint")]
     kept = [one for one in examples if one.case.startswith("clinic")]

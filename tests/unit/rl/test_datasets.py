@@ -194,7 +194,7 @@ def test_what_is_rehearsed_has_a_label_and_no_held_out_picture(jsonl, tmp_path, 
     rows = [{**label, "image": f"{name}.png"} for name in ("red", "green", "blue")] + [{**label, "image": "copy.bmp"}]
     path = jsonl(*rows, {**label, "image": "green.png", "specialty": None})
     held_out = read_cases(path)[:1]
-    recipe = Imitation(nodes=["specialist"], rehearse=str(path))
+    recipe = Imitation(nodes=["specialist"], rehearse=str(path), rehearse_share=0.5)
     found = rehearsed(recipe, 10, 0, images, held_out)
     assert sorted(image.name for case in found for image in case.images) == ["blue.png", "green.png"]
     as_data = [dataclasses.replace(case, images=[images.put(image) for image in case.images]) for case in held_out]
@@ -206,15 +206,17 @@ def test_what_is_rehearsed_has_a_label_and_no_held_out_picture(jsonl, tmp_path, 
 
 def test_another_split_is_rehearsed_by_its_name(jsonl, images):
     label = {**ROW, "specialty": "Surgeon"}
-    path = jsonl(*({**label, "id": name, "split": name} for name in ("train", "test", "more")))
+    other = {**label, "specialty": "Radiologist", "id": "other", "split": "train"}
+    path = jsonl(other, *({**label, "id": name, "split": name} for name in ("train", "test", "more")))
 
     def ids(rehearse, **fields):
-        recipe = Imitation(nodes=["specialist"], rehearse=str(rehearse), **fields)
+        recipe = Imitation(nodes=["specialist"], rehearse=str(rehearse), rehearse_share=0.5, **fields)
         return sorted(case.id for case in rehearsed(recipe, 10, 0, images, []))
 
-    assert ids(path, cases=str(path), split="train") == ["train"]
+    assert ids(path, cases=str(path), split="train") == ["other", "train"]
+    assert ids(path, cases=str(path), split="train", specialty="Surgeon") == ["other"]  # it learns from the others
     assert ids(f"{path}@more", cases=str(path), split="train") == ["more"]
-    assert ids(path) == ["more", "test", "train"]
+    assert ids(path) == ["more", "other", "test", "train"]
     with pytest.raises(ValueError, match=r"rehearse: 'clinic' is made up, and '.*' is not; give such cases"):
         ids("clinic", cases=str(path))
 
