@@ -3,10 +3,11 @@
     python benchmarks/specialists.py                 # about an hour on two cores; what is finished is not done again
     python benchmarks/specialists.py --seeds 0 --out runs/one-seed
 
-For each seed `rl.train_specialists` trains the clinic's seven on faint images, `rl.merge` makes one agent of them in
-each way of `WAYS`, and `rl.evaluate` asks the base, every specialist about its own specialty, and each agent about all
-of them, on the same held-out cases. Prints the accuracy of each over the seeds with 95 % intervals (Student's t), by
-specialty what a specialist gains over the base, and how much of the mean of these gains each agent keeps.
+For each seed `rl.train_specialists` trains the clinic's seven on faint images, by SFT on the base's own right answers
+and then by GRPO, both beside ordinary images of all specialties; `rl.merge` makes one agent of them in each way of
+`WAYS`; and `rl.evaluate` asks the base, every specialist about its own specialty, and each agent about all of them, on
+the same held-out cases. Prints the accuracy of each over the seeds with 95 % intervals (Student's t), how much of the
+mean gain of the specialists each agent keeps, and by specialty what its specialist gains over the base.
 """
 
 import argparse
@@ -22,14 +23,16 @@ from mmedagent_graph.hospital import slug
 from mmedagent_graph.prompts import SPECIALTIES
 from rl.jobs import call, once
 from rl.printed import markdown
+from rl.settings import CONFIGS
 from rl.statistics import Figure, over_seeds
 
 WAYS = {
-    "TIES": ["--method", "ties", "--density", "0.5", "--scale", "1.4"],
+    "TIES": ["--method", "ties", "--density", "0.5", "--scale", "1.3"],
+    "TIES, lambda 1": ["--method", "ties", "--density", "0.5"],
     "mean": ["--method", "mean"],
-    "mean, times 2": ["--method", "mean", "--scale", "2"],
+    "mean, times 1.5": ["--method", "mean", "--scale", "1.5"],
 }
-"""How the specialists are merged: flags of `rl.merge`. The densities and scales were found on seeds 100 and above."""
+"""How the specialists are merged: flags of `rl.merge`. Densities, scales and recipes were found on seed 100."""
 BASE, OWN = "base", "its specialist"
 CASES = "1400"
 
@@ -37,10 +40,11 @@ CASES = "1400"
 def one_seed(seed: int, out: Path, jobs: int) -> dict[str, Any]:
     """Train, merge and measure; the evaluation."""
     trained, base = out / "specialists", {"system": "one_specialist", "triage": "label"}
-    flags = ["--out", str(trained), "--seed", str(seed), "--jobs", str(jobs)]
+    grpo = ["--grpo", str(CONFIGS / "clinic_specialist.yaml")]
+    flags = ["--out", str(trained), "--seed", str(seed), "--jobs", str(jobs), *grpo]
     once(trained, "rl.train_specialists", flags)
     systems = {BASE: {**base, "specialists": "clinic:base"}, OWN: {**base, "hospital": str(trained)}}
-    experts = [str(trained / "sft" / slug(specialty) / "model") for specialty in SPECIALTIES]
+    experts = [str(trained / "grpo" / slug(specialty) / "model") for specialty in SPECIALTIES]
     for name, how in WAYS.items():
         merged = out / slug(name)
         once(merged, "rl.merge", [*experts, "--out", str(merged), *how])
