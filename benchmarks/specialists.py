@@ -27,8 +27,8 @@ from rl.settings import CONFIGS
 from rl.statistics import Figure, over_seeds
 
 WAYS = {
-    "TIES": ["--method", "ties", "--density", "0.5", "--scale", "1.3"],
-    "TIES, lambda 1": ["--method", "ties", "--density", "0.5"],
+    "TIES": ["--method", "ties", "--density", "0.2", "--scale", "1.3"],
+    "TIES, lambda 1": ["--method", "ties", "--density", "0.2"],
     "mean": ["--method", "mean"],
     "mean, times 1.5": ["--method", "mean", "--scale", "1.5"],
 }
