@@ -30,6 +30,8 @@ import matplotlib.pyplot as plt
 import torch
 from peft.utils.merge_utils import calculate_majority_sign_mask, prune
 
+from rl.printed import markdown
+
 RANDOM = 0.5
 """The conflict of two random task vectors."""
 LAYER = re.compile(r"(?:model\.)?(.+?)\.(\d+)\.(.+)")
@@ -151,21 +153,38 @@ def _sum(some: Iterable[Conflict]) -> Conflict:
 def _table(told: Mapping[str, Any]) -> str:
     columns = ("conflict", "divided", "discarded")
     rows = {"**all**": told["overall"], **told["kinds"]}
+    kinds = [[name, *(_percent(row[column]) for column in columns)] for name, row in rows.items()]
+    names = told["experts"]
+    short, pairs = shortened(names), told["overall"]["pairs"]
+    places = combinations(range(len(names)), 2)
+    cells = {place: _percent(pair["conflict"]) for place, pair in zip(places, pairs, strict=True)}
+    square = [
+        [short[row], *(cells.get((min(row, column), max(row, column)), "") for column in range(len(names)))]
+        for row in range(len(names))
+    ]
     lines = [
         "# Conflicts of the experts",
         "",
         f"Shares in %, of what is left of the task vectors at density {told['density']:g}. Two random ones are in "
         f"conflict on {100 * RANDOM:g} %.",
         "",
-        f"| | {' | '.join(columns)} |",
-        f"|---|{'---:|' * len(columns)}",
-        *(f"| {name} | {' | '.join(_percent(row[column]) for column in columns)} |" for name, row in rows.items()),
+        markdown(["", *columns], kinds, len(columns)),
         "",
-        "| experts | conflict |",
-        "|---|---:|",
-        *(f"| {' and '.join(pair['experts'])} | {_percent(pair['conflict'])} |" for pair in told["overall"]["pairs"]),
+        markdown(["conflict of", *short], square, len(names)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """What tells folders apart: their paths without the parts that all begin with, or end with."""
+    paths = [Path(name).parts for name in names]
+    if len(set(paths)) < len(paths):
+        return list(names)
+    while all(len(path) > 1 for path in paths) and len({path[0] for path in paths}) == 1:
+        paths = [path[1:] for path in paths]
+    while all(len(path) > 1 for path in paths) and len({path[-1] for path in paths}) == 1:
+        paths = [path[:-1] for path in paths]
+    return ["/".join(path) for path in paths]
 
 
 def _percent(share: float | None) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import IA3Config, LoraConfig
 
-from rl.conflicts import Conflict, place_of, write_conflicts
+from rl.conflicts import Conflict, place_of, shortened, write_conflicts
 from rl.merge import METHODS, Merging, factorize, main
 from rl.search import search
 
@@ -168,6 +168,20 @@ def test_the_place_of_a_weight(weight, place):
     assert place_of(weight) == place
 
 
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["runs/a/model", "runs/b/model"], ["a", "b"]),
+        (["/x/sft/a/model", "/x/grpo/a/model"], ["sft", "grpo"]),
+        (["a", "a/b"], ["a", "a/b"]),
+        (["a/model", "a/model"], ["a/model", "a/model"]),
+        (["owner/one", "owner/two"], ["one", "two"]),
+    ],
+)
+def test_experts_are_called_by_what_tells_them_apart(names, short):
+    assert shortened(names) == short
+
+
 def test_the_report_of_conflicts(tmp_path):
     deltas = {"m.layers.0.q.weight": VECTORS, "m.layers.1.q.weight": [VECTORS[0], torch.zeros(6), VECTORS[0]]}
     found = {name: Conflict.of(three, 0.5) for name, three in deltas.items()}
@@ -178,7 +192,9 @@ def test_the_report_of_conflicts(tmp_path):
     assert told["modules"]["m.layers.1.q.weight"]["conflict"] == 0
     table = (tmp_path / "conflicts.md").read_text()
     assert "| **all** | 37.5 | 33.3 |" in table
-    assert "| a and c | 33.3 |" in table
+    assert "| conflict of | a | b | c |" in table
+    assert "| a |  | " in table
+    assert " | 33.3 |\n| b | " in table  # a and c
     assert (tmp_path / "conflicts.png").read_bytes().startswith(b"\x89PNG")
 
 
