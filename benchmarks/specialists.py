@@ -33,7 +33,7 @@ WAYS = {
     "mean, times 1.5": ["--method", "mean", "--scale", "1.5"],
 }
 """How the specialists are merged: flags of `rl.merge`. Densities, scales and recipes were found on seed 100."""
-BASE, OWN = "base", "its specialist"
+BASE, OWN = "base", "specialist"
 CASES = "1400"
 
 
