@@ -88,6 +88,7 @@ def train_stage(environment: Environment, start: Start, out: Path, settings: GRP
     gc.collect()
     torch.cuda.empty_cache()
     if state.is_main_process:
+        shutil.rmtree(unfinished / "ref", ignore_errors=True)  # TRL's copy of the adapter that the stage began with
         unfinished.rename(out / "model")
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     state.wait_for_everyone()

@@ -621,6 +621,11 @@ def test_the_reference_of_a_stage_is_its_first_policy(adapters):
     assert kl[1] > 1e-5
 
 
+def test_what_a_stage_leaves_is_one_adapter(adapters):
+    """TRL saves its reference beside the one that was trained."""
+    assert [path.parent for path in adapters[1].rglob("adapter_config.json")] == [adapters[1]]
+
+
 def test_the_reference_of_a_whole_model_is_its_first_policy_too(run, tmp_path):
     first = run(tmp_path / "1", stage(2, gamma=0.5), FAST)
     run(tmp_path / "2", stage(2, beta=0.1, gamma=0.5), FAST, model=str(first))
