@@ -19,7 +19,6 @@ splits, and the same command goes on from wherever it was stopped, without makin
 
 import argparse
 import asyncio
-import contextlib
 import dataclasses
 import fcntl
 import tempfile
@@ -36,7 +35,7 @@ from mmedagent_graph.nodes.base import stated
 from rl.cohort import CLINIC, FAINT, HELD_OUT, TRAIN, Cohort, clinic_cohort, hold_out, named_split, own_cohort
 from rl.contest import Means
 from rl.data_card import Making, card
-from rl.datasets import LabeledCase, is_benchmark, read_cases
+from rl.datasets import LabeledCase, is_benchmark, splits_of
 from rl.duplicates import Seen, Tests, distinct, words_of
 from rl.evaluate import add_means, at_least, means_of
 from rl.expert_traces import ExpertTrace, parquet_of, write_expert_traces
@@ -188,9 +187,7 @@ def own_test(cases: str, split: str | None) -> list[str]:
     """The test split of the cases themselves, which is never trained on; of a file, `test` where it has such rows."""
     if cases in (CLINIC, FAINT) or is_benchmark(cases):
         return [cases]
-    with contextlib.suppress(ValueError):
-        return [f"{cases}@{TEST}"] if split != TEST and read_cases(cases, TEST) else []
-    return []
+    return [f"{cases}@{TEST}"] if split != TEST and TEST in splits_of(cases) else []
 
 
 def excluded(names: Sequence[str], size: int, seed: int) -> Tests:

@@ -4,7 +4,6 @@ Invariant: no image is in two parts of a split that is made here. Splits that a 
 (VQA-RAD's share nearly all their images), and a run says how many images they share.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import random
@@ -16,11 +15,10 @@ from langchain_core.language_models import BaseChatModel
 
 from mmedagent_graph.images import ImageStore, default_store
 from mmedagent_graph.models import load_model, sampled
-from mmedagent_graph.pictures import ImageError
 from rl.clinic.cases import make_cases
 from rl.clinic.doctors import DOCTORS
-from rl.datasets import LabeledCase, is_benchmark, read_benchmark, read_cases
-from rl.duplicates import picture_of
+from rl.datasets import LabeledCase, is_benchmark, read_benchmark, read_cases, splits_of
+from rl.duplicates import Seen, Tests
 from rl.models import model_string
 
 TRAIN, HELD_OUT, VALIDATION = 10_000, 20_000, 30_000
@@ -149,8 +147,8 @@ def rehearsed(
 ) -> list[LabeledCase]:
     """What a specialist rehearses beside so much that it learns (`rehearse` of `rl.settings.Consultations`).
 
-    None has a picture of a held-out case: what is measured on is not trained on, not even without its key. Of the cases
-    that it learns from, it rehearses those of the other specialties.
+    None is a held-out case, by its picture or its words (`rl.duplicates.Tests`): what is measured on is not trained on,
+    not even without its key. Of the cases that it learns from, it rehearses those of the other specialties.
 
     Raises:
         ValueError: if there is nothing to rehearse.
@@ -160,31 +158,29 @@ def rehearsed(
     n = round(recipe.rehearse_share / (1 - recipe.rehearse_share) * learned)
     if recipe.rehearse in (CLINIC, FAINT):
         return list(clinic_cohort(n, TRAIN + seed, images, recipe.rehearse == FAINT).cases)
-    same = recipe.rehearse == recipe.cases
-    path, split = named_split(recipe.rehearse, recipe.split if same else None)
+    path, split = named_split(recipe.rehearse)
+    same = recipe.cases is not None and Path(path).resolve() == Path(recipe.cases).resolve()
+    same = same and split in (None, recipe.split)
+    split = recipe.split if same else split or training_split(path)
     cohort = own_cohort(path, split, recipe.free_text, None, images)
     labelled = [case for case in cohort.cases if case.specialty and not (same and case.specialty == recipe.specialty)]
-    apart = pictures_of(held_out, images)
-    known = [case for case in labelled if not apart & pictures_of([case], images)]
+    measured_on = Tests()
+    measured_on.add("held out", held_out, images)
+    known = [case for case in labelled if not measured_on.why(Seen.of(case, images))]
     if not known:
-        raise ValueError(f"rehearse: no row of {recipe.rehearse!r} has a specialty and pictures that are not held out")
+        raise ValueError(f"rehearse: no row of {recipe.rehearse!r} has a specialty and is not held out")
     return random.Random(seed).sample(known, min(n, len(known)))
 
 
-def named_split(name: str, default: str | None = None) -> tuple[str, str | None]:
-    """The cases and the split that `CASES` or `CASES@SPLIT` names; of a benchmark to train on, `train` by default."""
+def named_split(name: str) -> tuple[str, str | None]:
+    """The cases and the split that `CASES` or `CASES@SPLIT` names."""
     path, _, split = (name, "", "") if "@" not in name or Path(name).exists() else name.rpartition("@")
-    return path, split or default or (TRAINING if is_benchmark(path) else None)
+    return path, split or None
 
 
-def pictures_of(cases: Sequence[LabeledCase], images: ImageStore) -> set[str]:
-    """The pictures of some cases, by their pixels; one that cannot be read is nobody's."""
-    found = set()
-    for case in cases:
-        for image in case.images:
-            with contextlib.suppress(ImageError):
-                found.add(picture_of(images.put(image), images))
-    return found
+def training_split(path: str) -> str | None:
+    """The split to train on where none is named: `train`, or all of a file that has no splits."""
+    return TRAINING if is_benchmark(path) or splits_of(path) else None
 
 
 def hold_out(cases: Sequence[LabeledCase], share: float, seed: int) -> tuple[list[LabeledCase], list[LabeledCase]]:

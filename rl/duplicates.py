@@ -146,7 +146,8 @@ class Tests:
             if picture in self._pictures:
                 return f"its image is in {self._pictures[picture]}"
         for name, texts in self._texts.items():
-            if seen.tells and texts.has(WHATEVER if seen.is_long else seen.options, seen.text):
+            keys: list[Hashable] = [seen.options, WHATEVER] if seen.is_long else [seen.options]
+            if seen.tells and any(texts.has(key, seen.text) for key in keys):
                 return f"its text is in {name}"
         return None
 

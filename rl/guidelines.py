@@ -78,7 +78,7 @@ class Check(BaseModel):
         if self.options is not None:
             return len(named_options(reasoning, options)) >= min(self.options, len(options)) if options else None
         if self.at_most_words is not None:
-            return len(reasoning.split()) <= self.at_most_words
+            return 0 < len(reasoning.split()) <= self.at_most_words  # none is not brief: it is none, or was cut off
         return self._sought.search(" ".join(reasoning.split())) is not None
 
     @cached_property

@@ -24,8 +24,8 @@ Beside it, `merge.json` says what was done, and `conflicts.*` how far the expert
 
 `--search` takes the density and the scale that answer most validation cases right: as the specialist whom a case's
 label names or, where a case has none, as a single doctor. These cases must not be the ones that the agent is measured
-on afterwards: of a benchmark the split must be named, and `clinic` and `faint` have validation cases of their own. What
-was tried is in `search.json`; the same command goes on.
+on afterwards: of a benchmark, or of a file with splits, the split must be named, and `clinic` and `faint` have
+validation cases of their own. What was tried is in `search.json`; the same command goes on.
 """
 
 import argparse
@@ -44,12 +44,13 @@ from peft import LoraConfig, get_peft_model
 from peft.utils.merge_utils import dare_linear, dare_ties, task_arithmetic, ties
 from tqdm import tqdm
 
+from rl.cohort import CLINIC, FAINT
 from rl.conflicts import Conflict, write_conflicts
-from rl.datasets import is_benchmark
+from rl.datasets import is_benchmark, splits_of
 from rl.experts import Experts
 from rl.models import contents, folder_of, load_processor, pinned
-from rl.provenance import commit, versions
-from rl.search import accuracy, role_of, search, told_of
+from rl.provenance import commit, digest_of, versions
+from rl.search import accuracy, role_of, search
 
 METHODS: Mapping[str, Callable[[list[torch.Tensor], torch.Tensor, float], torch.Tensor]] = {
     "ties": ties,
@@ -273,6 +274,8 @@ def searched(given: argparse.Namespace, how: Merging) -> Merging:
         raise ValueError("cases: --search needs validation cases; give a JSONL file, a benchmark, clinic or faint")
     if is_benchmark(given.cases) and given.split is None:
         raise ValueError(f"split: of {given.cases!r} it would be the one that papers measure on; name another")
+    if given.cases not in (CLINIC, FAINT) and given.split is None and (there := splits_of(given.cases)):
+        raise ValueError(f"split: name the rows of {given.cases!r} to search on; it has {', '.join(there)}")
     if given.density is not None or given.scale != 1:
         raise ValueError("density, scale: --search finds them; give --densities and --scales to choose from")
     if given.densities and how.method not in TRIMS:
@@ -284,7 +287,7 @@ def searched(given: argparse.Namespace, how: Merging) -> Merging:
         "experts": [[pinned(name), contents(Path(folder_of(name)))] for name in given.experts],
         "base": given.base,
         **{field: value for field, value in dataclasses.asdict(tried[0]).items() if field not in found[0]},
-        "cases": told_of(given.cases),
+        "cases": digest_of(Path(given.cases)) or given.cases,
         "split": given.split,
     }
     role = role_of(given.cases, given.split, given.seed)

@@ -20,13 +20,13 @@ from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProce
 from transformers.processing_utils import ProcessorMixin
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from rl.provenance import WEIGHTS, sampled
+
 BASE = Path(__file__).parent / "clinic" / "base"
 """The clinic's base checkpoint, which ships with the package."""
 NAMES = {"clinic:base": BASE}
 """Model names that stand for a folder."""
 LANGUAGE_MODEL = r"\.language_model\."
-SAMPLES, SAMPLE = 64, 65536
-"""How many samples are read of a file of weights, and how many bytes each has."""
 
 
 class ImageTextProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
@@ -151,13 +151,8 @@ def contents(folder: Path) -> str:
     if is_adapter(str(folder)):
         base = folder_of(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
         digest.update((contents(Path(base)) if Path(base).is_dir() else base).encode())
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as opened:
-            for place in range(SAMPLES):
-                opened.seek(size * place // SAMPLES)
-                digest.update(opened.read(SAMPLE))
+    for file in sorted(folder.glob(f"*{WEIGHTS}")):
+        digest.update(sampled(file).encode())
     return digest.hexdigest()
 
 

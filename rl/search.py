@@ -5,7 +5,6 @@ these.
 """
 
 import asyncio
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -99,9 +98,3 @@ def accuracy(folder: Path, role: Callable[[str], dict[str, str]], cases: str, sp
     if found is None:
         raise ValueError(f"cases: {cases!r} has none that accuracy can be measured on, in split {split!r}")
     return found
-
-
-def told_of(cases: str) -> str:
-    """What tells some cases from others of the same name."""
-    file = Path(cases)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else cases

@@ -28,8 +28,9 @@ from trl import ModelConfig, SFTConfig
 from mmedagent_graph.answers import LETTERS, letter, read_answer
 from mmedagent_graph.state import Referral
 from rl.chat import text_turns
-from rl.cohort import pictures_of, rehearsed
-from rl.duplicates import picture_of
+from rl.cohort import rehearsed
+from rl.datasets import LabeledCase
+from rl.duplicates import Seen, Tests
 from rl.experiment import Experiment
 from rl.experiment import main as run
 from rl.expert_traces import ExpertTrace, read_expert_traces
@@ -146,13 +147,14 @@ class Imitating(Experiment):
         return asyncio.run(_right(Rollout(images=self.images), golden, [str(trace.text) for trace in golden]))
 
     def _traces(self) -> list[Trace]:
-        """The expert traces of the specialty, but for those about a held-out picture."""
-        apart = pictures_of(self.held_out, self.images)
+        """The expert traces of the specialty, but for those of held-out cases, by their pictures or their words."""
+        measured_on = Tests()
+        measured_on.add("held out", self.held_out, self.images)
         return [
             trace_of_expert(one)
             for one in read_expert_traces(str(self.recipe.traces), "train", self.images)
             if self.recipe.specialty in (None, one.specialty)
-            and not apart.intersection(picture_of(ref, self.images) for ref in one.images)
+            and not measured_on.why(Seen.of(case_of_expert(one), self.images))
         ]
 
     def _own(self, upstream: Sequence[Trace]) -> list[Trace]:
@@ -223,6 +225,11 @@ def trace_of_expert(one: ExpertTrace) -> Trace:
         node="specialist",
         text=one.text,
     )
+
+
+def case_of_expert(one: ExpertTrace) -> LabeledCase:
+    """The case that an expert trace is about."""
+    return LabeledCase(one.case, one.question, one.answer, one.options, one.images, one.context, one.specialty)
 
 
 def gold(upstream: Sequence[Trace]) -> list[Trace]:

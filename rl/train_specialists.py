@@ -30,11 +30,13 @@ from rl.cohort import FAINT, own_cohort
 from rl.expert_traces import specialties_of
 from rl.jobs import at_once, train
 from rl.serve import make
-from rl.settings import CONFIGS, parse
+from rl.settings import CONFIGS, NULL, read_settings
 from rl.train_sft import COMMAND as SFT
 from rl.train_specialist import COMMAND as GRPO
 
 OWN = CONFIGS / "clinic_specialist_sft.yaml"
+MEASURED = ("cases", "split", "eval_split", "free_text", "holdout", "eval_size")
+"""What decides which cases are held out: the same for the SFT and for GRPO."""
 
 
 class Specialists:
@@ -56,34 +58,39 @@ class Specialists:
             ValueError: naming the option that one of them does not take.
         """
         given = self._given
-        settings = parse(SFT, self._sft(None))
+        settings = read_settings(SFT, self._sft(None))
         if not settings.model.use_peft or settings.recipe.output != "adapter":
             raise ValueError(f"sft: {given.sft} does not make adapters; give use_peft: true and output: adapter")
         if given.grpo:
-            parse(GRPO, self._grpo(None, Path("model")))
+            then = read_settings(GRPO, self._grpo(None, Path("model"))).recipe
+            for field in MEASURED:
+                if (first := getattr(settings.recipe, field)) != (second := getattr(then, field)):
+                    raise ValueError(
+                        f"{field}: {first!r} in the SFT and {second!r} in GRPO, so that what one has learned from the "
+                        "other would be measured on; give both recipes the same"
+                    )
         known = self._known(settings.recipe)
-        taught = self._taught() or known
+        taught = self._taught(settings.recipe) or known
         if unknown := sorted(set(given.specialties or taught) - set(known)):
             raise ValueError(f"specialties: no case is of {', '.join(unknown)}; there are {', '.join(known)}")
         if untaught := sorted(set(given.specialties or taught) - set(taught)):
             raise ValueError(f"specialties: no trace is of {', '.join(untaught)}; there are {', '.join(taught)}")
         return list(given.specialties or taught)
 
-    def _taught(self) -> list[str]:
+    def _taught(self, recipe: Any) -> list[str]:
         """Those of the traces; none where there are no traces."""
         given = self._given
         if given.traces is None:
             return []
-        if given.cases is None:
+        if given.cases is None and recipe.cases is None:
             raise ValueError("cases: traces teach, and cases measure what is learned; name them, as in --cases faint")
         return specialties_of(given.traces)
 
     def _known(self, recipe: Any) -> list[str]:
         """Those of the cases, in the paper's order or that of the alphabet."""
-        given = self._given
-        if given.cases in (None, FAINT):
+        if recipe.cases is None:
             return list(SPECIALTIES)
-        cases = own_cohort(given.cases, recipe.split, recipe.free_text, recipe.without_keys()).cases
+        cases = own_cohort(recipe.cases, recipe.split, recipe.free_text, recipe.without_keys()).cases
         return sorted({case.specialty for case in cases if case.specialty})
 
     def train(self, specialty: str) -> dict[str, Any]:
@@ -108,7 +115,7 @@ class Specialists:
 
     def _flags(self, recipe: Path, specialty: str | None) -> list[str]:
         given = self._given
-        cases = None if given.cases == FAINT else given.cases
+        cases = NULL if given.cases == FAINT else given.cases
         these = _flags(cases=cases, split=given.split, eval_split=given.eval_split)
         return [*_flags(config=recipe, nodes="specialist", seed=given.seed, specialty=specialty), *these]
 
@@ -161,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         parser.error(str(error))
     told = at_once(specialists.train, [(name,) for name in names], given.jobs, "specialists")
     found = dict(zip(names, told, strict=True))
-    base = parse(SFT, specialists._sft(names[0])).recipe.model
+    base = read_settings(SFT, specialists._sft(names[0])).recipe.model
     file = make(given.out, base, None, None, [f"{name}={told['adapter']}" for name, told in found.items()])
     (given.out / "specialists.json").write_text(json.dumps(found, indent=2) + "\n")
     (given.out / "specialists.md").write_text(table(found) + "\n")

@@ -52,8 +52,6 @@ def read_cases(path: str | Path, split: str | None = None, unsplit: bool = False
         ValueError: naming file, line, field and what is valid.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"cases: no file {str(path)!r}; give a JSONL file with one case a line")
     rows = list(_rows(path))
     splits = sorted({str(row.get("split")) for _, row in rows})
     if split is not None and not (unsplit and all(row.get("split") is None for _, row in rows)):
@@ -69,7 +67,18 @@ def read_cases(path: str | Path, split: str | None = None, unsplit: bool = False
     return list(cases.values())
 
 
+def splits_of(path: str | Path) -> list[str]:
+    """The splits that a JSONL file's rows name; none where none does.
+
+    Raises:
+        ValueError: naming file and line.
+    """
+    return sorted({str(row["split"]) for _, row in _rows(Path(path)) if row.get("split") is not None})
+
+
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        raise ValueError(f"cases: no file {str(path)!r}; give a JSONL file with one case a line")
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:

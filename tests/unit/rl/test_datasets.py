@@ -200,7 +200,7 @@ def test_what_is_rehearsed_has_a_label_and_no_held_out_picture(jsonl, tmp_path, 
     as_data = [dataclasses.replace(case, images=[images.put(image) for image in case.images]) for case in held_out]
     assert rehearsed(recipe, 10, 0, images, as_data) == found
     assert len(rehearsed(recipe, 1, 0, images, held_out)) == 1
-    with pytest.raises(ValueError, match=r"rehearse: no row of .* has a specialty and pictures that are not held out"):
+    with pytest.raises(ValueError, match=r"rehearse: no row of .* has a specialty and is not held out"):
         rehearsed(recipe, 10, 0, images, read_cases(path))
 
 
@@ -216,7 +216,10 @@ def test_another_split_is_rehearsed_by_its_name(jsonl, images):
     assert ids(path, cases=str(path), split="train") == ["other", "train"]
     assert ids(path, cases=str(path), split="train", specialty="Surgeon") == ["other"]  # it learns from the others
     assert ids(f"{path}@more", cases=str(path), split="train") == ["more"]
-    assert ids(path) == ["more", "other", "test", "train"]
+    assert ids(f"{path.parent}/./{path.name}@train", cases=str(path), split="train", specialty="Surgeon") == ["other"]
+    assert ids(path) == ["other", "train"]  # of other cases, too, nothing is rehearsed that is to be measured on
+    with pytest.raises(ValueError, match=r"split: 'train' is not in '.*'; it has more, test"):
+        ids(jsonl(*({**label, "id": name, "split": name} for name in ("test", "more"))))
     with pytest.raises(ValueError, match=r"rehearse: 'clinic' is made up, and '.*' is not; give such cases"):
         ids("clinic", cases=str(path))
 

@@ -132,6 +132,16 @@ def test_a_long_question_is_found_whatever_may_be_chosen(tests, images, options)
     assert why(tests, images, options=options) == "its text is in exam"
 
 
+@given(st.integers(9, TELLING + 20), st.booleans())
+def test_a_word_more_or_less_hides_nothing(length, longer):
+    """Also where it makes a telling question of one that is not."""
+    words = [f"word{n}" for n in range(length)]
+    asked, known = (words, words[:-1]) if longer else (words[:-1], words)
+    tests = Tests()
+    tests.add("exam", [case("t", " ".join(known))], None)
+    assert tests.why(Seen(case("c", " ".join(asked)), frozenset())) == "its text is in exam"
+
+
 def test_a_short_one_with_other_options_is_another(tests, images):
     assert why(tests, images, "why", options=("yes", "no")) is None
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage, SystemMessage
 
+from mmedagent_graph.answers import split_reasoning
 from mmedagent_graph.prompts import SPECIALTIES
 from rl.guidelines import (
     GENERAL,
@@ -132,7 +133,13 @@ def test_a_question_with_fewer_options_wants_all_and_one_without_is_not_asked():
 @given(st.lists(WORDS, max_size=30), st.integers(1, 30))
 def test_words_are_counted_as_people_do(words, most):
     text = "\n ".join(words)
-    assert passes(text, at_most_words=most) == (sum(len(word.split()) for word in words) <= most)
+    assert passes(text, at_most_words=most) == (0 < sum(len(word.split()) for word in words) <= most)
+
+
+def test_who_does_not_reason_is_not_brief():
+    """Nor is who never comes to an end: of a `<think>` that stays open there is no reasoning."""
+    assert not passes(split_reasoning("<think>" + "on and on " * 500), at_most_words=60)
+    assert not passes(split_reasoning("<answer>nodule</answer>"), at_most_words=60)
 
 
 @given(WORDS, st.text(max_size=30), st.text(max_size=30))

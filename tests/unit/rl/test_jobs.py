@@ -1,13 +1,31 @@
 """Jobs: what is finished is not done again, other flags are refused, and the first failure stops what has not begun."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from rl import jobs
+
+STARTS = """
+import subprocess, sys
+from pathlib import Path
+from rl import jobs
+
+def run(command, **streams):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], **streams)
+    print(child.pid, flush=True)
+    child.wait()
+
+jobs.subprocess.run = run
+jobs.call(Path(sys.argv[1]), "any", [])
+"""
 
 
 @pytest.fixture
@@ -59,6 +77,7 @@ def test_other_commands_are_run_once_too(monkeypatch, tmp_path):
 
     def runs(command, **_):
         run.append(command[2:])
+        (tmp_path / "one").mkdir(exist_ok=True)
         return subprocess.CompletedProcess(command, codes.pop(0))
 
     monkeypatch.setattr(jobs.subprocess, "run", runs)
@@ -67,8 +86,50 @@ def test_other_commands_are_run_once_too(monkeypatch, tmp_path):
     for _ in range(2):
         jobs.once(tmp_path / "one", "rl.merge", ["--scale", "2"])
     assert run == [["rl.merge", "--scale", "2"]] * 2
-    with pytest.raises(ValueError, match=r"one was made with other flags; remove it and one\.arguments\.json"):
+    with pytest.raises(ValueError, match="one was made with other flags; remove it"):
         jobs.once(tmp_path / "one", "rl.merge", ["--scale", "3"])
+    (tmp_path / "one").rmdir()
+    codes.append(0)
+    jobs.once(tmp_path / "one", "rl.merge", ["--scale", "3"])
+    assert run[2:] == [["rl.merge", "--scale", "3"]], "what was removed is made anew"
+
+
+@pytest.mark.parametrize("place", ["recipe.yaml", "model/adapter_model.safetensors", "traces/data/train.parquet"])
+def test_what_the_flags_name_must_be_as_it_was(started, tmp_path, place):
+    """A recipe that was edited, an adapter that was trained anew: what comes of it is something else."""
+    file = tmp_path / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("before")
+    named = str(tmp_path / place.split("/")[0])
+    for _ in range(2):
+        jobs.train(tmp_path / "one", "rl.train_sft", ["--config", named, "--seed", "3"])
+    assert len(started[0]) == 1
+    file.write_text("after")
+    with pytest.raises(ValueError, match=r"one was made when .* had other contents; remove it"):
+        jobs.train(tmp_path / "one", "rl.train_sft", ["--config", named, "--seed", "3"])
+    shutil.rmtree(tmp_path / "one")
+    jobs.train(tmp_path / "one", "rl.train_sft", ["--config", named, "--seed", "3"])
+    assert len(started[0]) == 2
+
+
+def test_one_that_is_still_at_work_is_left_alone(tmp_path):
+    """Whoever had started it may have been killed."""
+    waits = subprocess.Popen([sys.executable, "-c", STARTS, str(tmp_path / "one")], stdout=subprocess.PIPE, text=True)
+    child = int(waits.stdout.readline())
+    waits.kill()
+    waits.wait()
+    try:
+        with pytest.raises(RuntimeError, match="another process is still at work on it"):
+            jobs.call(tmp_path / "one", "json.tool", ["--help"])
+    finally:
+        os.kill(child, signal.SIGKILL)
+    for last in [False] * 100 + [True]:
+        try:
+            return jobs.call(tmp_path / "one", "json.tool", ["--help"])
+        except RuntimeError:  # it is still ending
+            if last:
+                raise
+            time.sleep(0.05)
 
 
 def test_a_log_stands_beside_the_folder(tmp_path):

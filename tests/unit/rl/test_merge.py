@@ -279,7 +279,7 @@ def refused(flags, capsys):
         (["--dtype", "float16"], "dtype: 'float16'; an adapter is always saved in float32"),
         (["--search"], "cases: --search needs validation cases"),
         (["--search", "--cases", "clinic", "--scale", "2"], "density, scale: --search finds them; give --densities"),
-        (["--search", "--cases", "c", "--method", "mean", "--densities", "1"], "densities: mean has none"),
+        (["--search", "--cases", "clinic", "--method", "mean", "--densities", "1"], "densities: mean has none"),
         (["--search", "--cases", "clinic", "--densities", "1", "2"], "density: 2 is no share to keep"),
         (["--cases", "clinic"], "search: cases is given without it"),
         (["--scales", "1", "2"], "search: scales is given without it"),
@@ -287,6 +287,16 @@ def refused(flags, capsys):
 )
 def test_flags_that_are_wrong(flags, message, adapter, tmp_path, capsys):
     assert message in refused([adapter("a"), adapter("b"), "--out", tmp_path / "out", *flags], capsys)
+
+
+def test_nothing_is_searched_for_on_what_is_measured_on(adapter, tmp_path, capsys):
+    """Where cases have a test split, the one to search on must be named."""
+    row = {"question": "Is it?", "answer": "yes", "options": ["yes", "no"]}
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({**row, "split": s}) + "\n" for s in ("test", "tune")))
+    flags = [adapter("a"), adapter("b"), "--out", tmp_path / "out", "--search", "--cases"]
+    assert "has tune" not in refused([*flags, "slake"], capsys)
+    assert "name the rows of" in (told := refused([*flags, tmp_path / "own.jsonl"], capsys))
+    assert "it has test, tune" in told
 
 
 @pytest.mark.parametrize(
