@@ -14,7 +14,7 @@ from rl import build_traces, train_specialists
 from rl.clinic.cases import make_cases
 from rl.clinic.doctors import GUIDELINE
 from rl.cohort import TRAIN
-from rl.expert_traces import specialties_of
+from rl.expert_traces import ExpertTrace, parquet_of, specialties_of, write_expert_traces
 from rl.guidelines import GENERAL, PERSPECTIVES
 from rl.perspectives import across
 from rl.policy import load_policy
@@ -128,6 +128,25 @@ def test_grpo_goes_on_with_the_adapter_of_the_sft(tmp_path: Path, capsys):
     assert "no case is of Dentist; there are Pathologist" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("sft", "grpo", "said"),
+    [
+        (["--free_text", "grade"], {}, "free_text: 'grade' in the SFT and 'skip' in GRPO"),
+        (["--eval_size", "12"], {}, "eval_size: 12 in the SFT and 400 in GRPO"),
+        ([], {"num_generations": 7}, "num_generations"),
+        ([], {"scale_rewards": "any"}, "scale_rewards"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_training(tmp_path: Path, capsys, sft, grpo, said):
+    """What is held out from the SFT must be from GRPO, too; and nobody waits for the SFT to hear of GRPO's mistakes."""
+    recipe = tmp_path / "grpo.yaml"
+    recipe.write_text(yaml.safe_dump({**yaml.safe_load(GRPO.read_text()), **grpo}))
+    with pytest.raises(SystemExit):
+        train_specialists.main(["--out", str(tmp_path / "out"), "--grpo", str(recipe), *sft])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_sft_is_of_one_specialty(tmp_path: Path):
     flags = ["--config", str(SFT), "--runs", str(tmp_path), "--name", "one", "--specialty", "Surgeon", *SMALL]
     summary = imitate([*flags, "--num_train_epochs", "1", "--imitate", "gold", "--rehearse_share", "0.001"])
@@ -160,6 +179,26 @@ def test_the_specialists_of_traces(tmp_path: Path, capsys):
         with pytest.raises(SystemExit):
             train_specialists.main([*flags, *wrong])
         assert said in capsys.readouterr().err
+
+
+def test_no_trace_of_a_held_out_case_is_imitated(tmp_path: Path, images: ImageStore):
+    """Also where there is no picture to know it by."""
+    cases = [
+        {"id": f"case {n}", "question": f"Is sign {n} seen?", "answer": "yes", "options": ["yes", "no"]}
+        for n in range(8)
+    ]
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({**case, "specialty": "Surgeon"}) + "\n" for case in cases))
+    more = {"images": [], "context": None, "specialty": "Surgeon", "perspective": "analytical", "reasoning": "It is."}
+    more |= {"text": "<think>It is.</think><answer>yes</answer>", "checks": {}, "teacher": "openai:any"}
+    traces = [ExpertTrace(case["id"], case["question"], case["options"], answer="yes", **more) for case in cases]
+    write_expert_traces(parquet_of(tmp_path / "traces", "train"), traces, images)
+    flags = ["--config", str(CONFIGS / "clinic_traces_sft.yaml"), "--runs", str(tmp_path), "--name", "one"]
+    summary = imitate([*flags, "--cases", str(own), "--traces", str(tmp_path / "traces"), "--num_train_epochs", "1"])
+    examples = {one.case for one in read_traces(tmp_path / "one" / "stages" / "sft" / "examples.parquet")}
+    held_out = {one.case for one in read_traces(tmp_path / "one" / "before.parquet")}
+    assert summary["after"]["overall"]["n"] == len(held_out) > 0
+    assert examples == {case["id"] for case in cases} - held_out
 
 
 def test_what_it_can_do_already_is_rehearsed(tmp_path: Path):
