@@ -8,7 +8,10 @@ In a folder, `hospital.json` says who is who, with the adapters' folders relativ
     {"base": "clinic:base", "triage": "triage", "attending": null, "specialists": {"Radiologist": "radiologist"}}
 
 A server must serve everybody by name: `triage`, `attending`, and each specialty as `slug` writes it. Nobody stands in
-for a name that is missing; who is to be the base itself is served as a further name of the base.
+for a name that is missing; who is to be the base itself is served as a further name of the base. What a server does not
+tell is how a specialty of one's own is spelt: a folder does, whose `base` is the server's address (and who is null):
+
+    {"base": "http://127.0.0.1:8000/v1", "triage": null, "attending": null, "specialists": {"Pediatrician": null}}
 """
 
 import dataclasses
@@ -25,6 +28,7 @@ from mmedagent_graph.prompts import SPECIALTIES
 Load = Callable[[str, str], BaseChatModel]
 """Makes a model of a model string, and names the argument if it cannot: `mmedagent_graph.models.Loader`."""
 FILE = "hospital.json"
+SERVER = ("http://", "https://")
 PATIENCE = 30.0
 """Seconds in which a server must say what it serves."""
 
@@ -35,7 +39,7 @@ def slug(specialty: str) -> str:
 
 
 class HospitalFile(BaseModel):
-    """What `hospital.json` says. `base` is a folder, a hub id, or a model string such as `clinic:base`."""
+    """What `hospital.json` says. `base` is a folder, a hub id, a model string such as `clinic:base`, or an address."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,6 +53,9 @@ class HospitalFile(BaseModel):
         names = ["base", "triage", "attending", *map(slug, self.specialists)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"specialists: {', '.join(twice)} is named twice; as names of a server's they must differ")
+        adapters = {"triage": self.triage, "attending": self.attending, **self.specialists}
+        if self.base.startswith(SERVER) and (given := [name for name, adapter in adapters.items() if adapter]):
+            raise ValueError(f"{', '.join(given)}: a server has adapters of its own; give null for whom it serves")
         return self
 
 
@@ -58,9 +65,26 @@ class Hospital:
 
     where: str
     doctors: Mapping[str, str]
-    specialties: tuple[str, ...]
+    named: tuple[str, ...]
+    """The specialties whose names are known."""
     base: str | None = None
     """The model string of a folder's; nobody knows a server's."""
+    nameless: tuple[str, ...] = ()
+    """A server's adapters that are nobody's whose name is known."""
+
+    @property
+    def specialties(self) -> tuple[str, ...]:
+        """Its specialties.
+
+        Raises:
+            ValueError: if a server has adapters that may be of others: triage would never refer to them.
+        """
+        if self.nameless:
+            raise ValueError(
+                f"hospital: {self.where} serves {', '.join(self.nameless)} too, and does not tell whose they are; give "
+                f"build_graph the specialties, or a folder whose {FILE} has the address as its base"
+            )
+        return self.named
 
     def models(self, names: Sequence[str], load: Load) -> dict[str, BaseChatModel]:
         """The models of these doctors.
@@ -89,10 +113,12 @@ def open_hospital(where: str | Path) -> Hospital:
     Raises:
         ValueError: naming what cannot be read, found or reached.
     """
-    if str(where).startswith(("http://", "https://")):
-        names = _served(str(where))  # from which nobody can tell what specialties other than the paper's are called
-        of_the_paper = tuple(specialty for specialty in SPECIALTIES if slug(specialty) in names)
-        return Hospital(str(where), {name: name for name in names}, of_the_paper)
+    if str(where).startswith(SERVER):
+        served = _served(str(where))
+        of_the_paper = tuple(specialty for specialty in SPECIALTIES if slug(specialty) in served)
+        known = {"triage", "attending", *map(slug, of_the_paper)}
+        nameless = tuple(name for name, is_adapter in served.items() if is_adapter and name not in known)
+        return Hospital(str(where), {name: name for name in served}, of_the_paper, nameless=nameless)
     folder, file = Path(where).resolve(), Path(where).resolve() / FILE
     try:
         told = HospitalFile.model_validate_json(file.read_bytes())
@@ -101,6 +127,8 @@ def open_hospital(where: str | Path) -> Hospital:
     except ValidationError as error:
         wrong = "; ".join(": ".join([".".join(map(str, one["loc"])), one["msg"]]) for one in error.errors())
         raise ValueError(f"hospital: {file}: {wrong}") from None
+    if told.base.startswith(SERVER):
+        return dataclasses.replace(open_hospital(told.base), named=tuple(told.specialists), nameless=())
     near = folder / told.base
     base = told.base if ":" in told.base else f"transformers:{near if near.is_dir() else told.base}"
     doctors = {}
@@ -112,12 +140,12 @@ def open_hospital(where: str | Path) -> Hospital:
     return Hospital(str(folder), doctors, tuple(told.specialists), base)
 
 
-def _served(url: str) -> list[str]:
-    """What a server says that it serves."""
+def _served(url: str) -> dict[str, bool]:
+    """What a server says that it serves, and whether that is an adapter, which names its base as its parent."""
     from openai import OpenAI, OpenAIError  # half a second of import, paid only where it is used
 
     try:
         with OpenAI(base_url=url, api_key=vllm_key(), timeout=PATIENCE) as client:
-            return [model.id for model in client.models.list()]
+            return {model.id: bool(getattr(model, "parent", None)) for model in client.models.list()}
     except OpenAIError as error:
         raise ValueError(f"hospital: {url!r} does not say what it serves ({error}); give a server's .../v1") from error

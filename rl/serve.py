@@ -36,7 +36,7 @@ MODULE = "vllm.entrypoints.openai.api_server"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` may be (vLLM 0.31, `MaxLoRARanks`)."""
 IMAGE = "vllm/vllm-openai:v0.31.0"
-HOST, PORT = "127.0.0.1", "8000"
+HOST, PORT = "127.0.0.1", 8000
 """Whoever shall reach it from elsewhere comes through a proxy that asks who they are: vLLM does not."""
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 TOWER = "--enable-tower-connector-lora"
@@ -92,6 +92,8 @@ def serving(folder: Path, tower: bool = False) -> Serving:
 
 def _of_hospital(folder: Path) -> tuple[str, dict[str, str]]:
     hospital = open_hospital(folder)
+    if hospital.base is None:
+        raise ValueError(f"serve: {str(folder)!r} is the hospital of a server that is there already, {hospital.where}")
     base = folder_of(str(hospital.base))
     return base, {"base": base, **{name: folder_of(doctor) for name, doctor in hospital.doctors.items()}}
 
@@ -139,7 +141,7 @@ def _same(trained_on: str, base: str) -> bool:
     return one == other or Path(one).is_absolute() or Path(other).is_absolute()
 
 
-def compose(told: Serving, environment: Mapping[str, str], more: Sequence[str]) -> str:
+def compose(told: Serving, environment: Mapping[str, str], more: Sequence[str], host: str, port: int) -> str:
     """A Compose file for vLLM's own image, on a GPU; what is served is mounted read-only."""
     mounts = {f"/adapters/{name}": folder for name, folder in told.adapters.items()}
     inside = replace(told, adapters={name: f"/adapters/{name}" for name in told.adapters})
@@ -155,10 +157,10 @@ def compose(told: Serving, environment: Mapping[str, str], more: Sequence[str]) 
     service = {
         "image": IMAGE,
         "entrypoint": ["python3", "-m", MODULE],
-        "command": [*inside.flags(), "--host", "0.0.0.0", "--port", PORT, *more],
+        "command": [*inside.flags(), "--host", "0.0.0.0", "--port", str(PORT), *more],
         "environment": dict(environment),
         "volumes": [*bound, *volumes],
-        "ports": [f"{HOST}:{PORT}:{PORT}"],
+        "ports": [f"{host}:{port}:{PORT}"],
         "ipc": "host",
         "deploy": {"resources": {"reservations": {"devices": [gpus]}}},
     }
@@ -211,6 +213,8 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument(
         "--reload", action="store_true", help="let adapters be loaded while it runs: for a closed network"
     )
+    whole.add_argument("--host", default=HOST, help=f"whence it is reached ({HOST}: from this machine alone)")
+    whole.add_argument("--port", type=int, default=PORT, help=f"({PORT})")
     made = whole.add_argument_group("a hospital is made")
     made.add_argument("--make", action="store_true", help="write the folder's hospital.json")
     made.add_argument("--base", help="clinic:base, a folder or a hub id")
@@ -234,9 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         commands.error(str(error))
     environment = {**ENVIRONMENT, **(RELOADING if given.reload else {})}
-    command = ["-m", MODULE, *told.flags(), "--host", HOST, "--port", PORT, *more]
+    command = ["-m", MODULE, *told.flags(), "--host", given.host, "--port", str(given.port), *more]
     if given.compose:
-        print(compose(told, environment, more), end="")
+        print(compose(told, environment, more, given.host, given.port), end="")
     elif given.print:
         print(*(f"{name}={value}" for name, value in environment.items()), shlex.join(["python", *command]))
     elif find_spec("vllm") is None:

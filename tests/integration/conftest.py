@@ -63,11 +63,12 @@ def arrivals(rollout: Rollout, cases) -> list[Trace]:
 
 @pytest.fixture(scope="session")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The clinic's base with four adapters that nobody trained: the attending's, and those of three specialties."""
+    """The clinic's base with five adapters that nobody trained: triage's, the attending's, and three specialties'."""
     folder = tmp_path_factory.mktemp("hospital")
     attending = str(random_adapter(folder / "attending", 0, spread=0.15))
     own = {name: random_adapter(folder / slug(name), seed) for seed, name in enumerate(list(SPECIALTIES)[:3], 1)}
-    make(folder, "clinic:base", None, attending, [f"{name}={own.get(name, '')}" for name in SPECIALTIES])
+    triage = str(random_adapter(folder / "triage", 4, spread=0.15))
+    make(folder, "clinic:base", triage, attending, [f"{name}={own.get(name, '')}" for name in SPECIALTIES])
     return folder
 
 

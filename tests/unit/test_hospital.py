@@ -50,10 +50,11 @@ def loaded(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server that serves these names."""
+    """A server that serves these adapters, and a base."""
 
     def serve(*names):
-        monkeypatch.setattr("mmedagent_graph.hospital._served", lambda url: list(names))
+        served = {name: name != "base" for name in names}
+        monkeypatch.setattr("mmedagent_graph.hospital._served", lambda url: served)
 
     return serve
 
@@ -161,9 +162,24 @@ def test_a_server_serves_everybody_by_name(server):
 
 
 def test_specialties_of_ones_own_must_be_named_where_a_server_has_them(server):
+    """Or triage would never refer to them, and nobody would be told."""
     server("base", "triage", "attending", "radiologist", "nuclear-medicine")
-    assert open_hospital(URL).specialties == ("Radiologist",)
+    with pytest.raises(ValueError, match=rf"hospital: {URL} serves nuclear-medicine too, .* give build_graph the spec"):
+        build_graph(hospital=URL)
     build_graph(hospital=URL, specialties=["Nuclear medicine"])
+
+
+def test_a_folder_names_the_specialties_of_a_server(server, tmp_path):
+    server("base", "triage", "attending", "radiologist", "nuclear-medicine")
+    told = {"base": URL, "triage": None, "attending": None, "specialists": {"Nuclear medicine": None}}
+    (tmp_path / "hospital.json").write_text(json.dumps(told))
+    assert open_hospital(tmp_path).specialties == ("Nuclear medicine",)
+    (model,) = open_hospital(tmp_path).models(["nuclear-medicine"], Loader()).values()
+    assert (model.model_name, model.openai_api_base) == ("nuclear-medicine", URL)
+    build_graph(hospital=tmp_path)
+    (tmp_path / "hospital.json").write_text(json.dumps({**told, "triage": "triage"}))
+    with pytest.raises(ValueError, match="triage: a server has adapters of its own; give null for whom it serves"):
+        open_hospital(tmp_path)
 
 
 def test_the_base_stands_in_for_nobody(server):

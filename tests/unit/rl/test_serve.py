@@ -92,6 +92,23 @@ def test_the_compose_file_mounts_all_that_is_served_read_only(hospital, tmp_path
     assert service["environment"]["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
 
 
+def test_it_is_reached_where_one_says(hospital, capsys):
+    where = ["--host", "10.0.0.5", "--port", "9000"]
+    assert " ".join(where) in printed(capsys, hospital, "--print", *where)
+    (service,) = yaml.safe_load(printed(capsys, hospital, "--compose", *where))["services"].values()
+    assert service["ports"] == ["10.0.0.5:9000:8000"]  # inside it is the container's
+    assert " ".join(service["command"]).endswith("--host 0.0.0.0 --port 8000")
+
+
+def test_the_hospital_of_a_server_is_not_served_again(tmp_path, monkeypatch, capsys):
+    url = "http://127.0.0.1:8000/v1"
+    main([str(tmp_path), "--make", "--base", url, "--specialist", "Pediatrician"])
+    monkeypatch.setattr("mmedagent_graph.hospital._served", lambda _: {"triage": True, "pediatrician": True})
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--print"])
+    assert f"is the hospital of a server that is there already, {url}" in capsys.readouterr().err
+
+
 def test_a_base_of_the_hub_is_fetched_into_its_cache(adapter, tmp_path, capsys):
     folder = adapter("one/triage", base="Qwen/Qwen2.5-VL-7B-Instruct")
     main([str(tmp_path / "one"), "--make", "--base", "Qwen/Qwen2.5-VL-7B-Instruct", "--triage", str(folder)])

@@ -207,7 +207,7 @@ def test_all_weights_of_a_hospital_are_told(tmp_path):
 
 def test_a_server_is_asked_once_whom_it_serves_and_each_may_have_a_rate_limit(monkeypatch):
     asked = []
-    served = ["base", "triage", "attending", "radiologist"]
+    served = {"base": False, "triage": True, "attending": True, "radiologist": True}
     monkeypatch.setattr("mmedagent_graph.hospital._served", lambda url: asked.append(url) or served)
     models = Models(per_minute=60)
     names = [f"hospital:http://there/v1#{name}" for name in ("triage", "radiologist")]
