@@ -29,10 +29,12 @@ from rl.statistics import Figure, over_seeds
 WAYS = {
     "TIES": ["--method", "ties", "--density", "0.2", "--scale", "1.3"],
     "TIES, lambda 1": ["--method", "ties", "--density", "0.2"],
+    "TIES, searched": ["--method", "ties", "--search", "--cases", "faint"],
     "mean": ["--method", "mean"],
     "mean, times 1.5": ["--method", "mean", "--scale", "1.5"],
 }
-"""How the specialists are merged: flags of `rl.merge`. Densities, scales and recipes were found on seed 100."""
+"""How the specialists are merged: flags of `rl.merge`. Densities and scales that are named, and the recipes, were found
+on seed 100; those that are searched, on each seed's own validation cases."""
 BASE, OWN = "base", "specialist"
 CASES = "1400"
 
@@ -47,7 +49,7 @@ def one_seed(seed: int, out: Path, jobs: int) -> dict[str, Any]:
     experts = [str(trained / "grpo" / slug(specialty) / "model") for specialty in SPECIALTIES]
     for name, how in WAYS.items():
         merged = out / slug(name)
-        once(merged, "rl.merge", [*experts, "--out", str(merged), *how])
+        once(merged, "rl.merge", [*experts, "--out", str(merged), "--seed", str(seed), *how])
         systems[slug(name)] = {**base, "specialists": f"transformers:{merged / 'model'}"}
     (out / "systems.yaml").write_text(yaml.safe_dump({"systems": systems}, sort_keys=False))
     asked = ["--systems", str(out / "systems.yaml"), "--cases", "faint", "--size", CASES, "--seed", str(seed)]
