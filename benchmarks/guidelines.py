@@ -1,7 +1,7 @@
 """Guideline-based advantages beside GRPO, at the same number of generated tokens: five seeds, none of them chosen.
 
-    python benchmarks/guidelines.py                  # half an hour on two cores; what is finished is not done again
-    python benchmarks/guidelines.py --seeds 0 --steps 20 --out runs/one-seed      # five minutes
+    python benchmarks/guidelines.py                  # ten minutes on two cores; what is finished is not done again
+    python benchmarks/guidelines.py --seeds 0 --steps 100 --out runs/one-seed
 
 For each seed the clinic's teacher writes traces by `rl/guidelines/clinic.yaml` (`rl.build_traces`), a specialist
 imitates them (`rl.train_sft`: DSA), and goes on from there by
@@ -10,8 +10,8 @@ imitates them (`rl.train_sft`: DSA), and goes on from there by
 - `GRPO, as many answers`: eight answers to the plain prompt of a case, paid for format and accuracy;
 - `GRPO, as many tokens`: the same for as many steps as it takes to have written as many tokens as GBA.
 
-All are measured on the plain prompt, after few steps of GBA and after many. Prints accuracy over the seeds with 95 %
-intervals (Student's t), and GBA's lead over each of the others, paired by seed.
+All are measured on the plain prompt. Prints accuracy over the seeds with 95 % intervals (Student's t), and GBA's lead
+over each of the others, paired by seed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from rl.statistics import Figure, over_seeds
 
 SPECIALTY = "Dermatologist"
 DSA, GBA, ANSWERS, TOKENS = "DSA", "GBA", "GRPO, as many answers", "GRPO, as many tokens"
-CASES = "3500"
+CASES = "700"
 """Of all specialties, a seventh of them of the one that learns."""
 ROOM = ["--max_completion_length", "48", "--learning_rate", "1e-4"]
 GUIDED = [
@@ -42,10 +42,9 @@ GUIDED = [
     "2",
 ]
 Runs = dict[str, dict[str, Any]]
-"""The summaries of a seed's runs: `DSA`, and each other way with its steps behind it, as `labelled` writes it."""
 
 
-def one_seed(seed: int, out: Path, lengths: Sequence[int]) -> Runs:
+def one_seed(seed: int, out: Path, steps: int) -> Runs:
     """The summaries of a seed's runs."""
     traces = out / "traces"
     made = ["--teacher", "clinic:teacher", "--guideline", str(GUIDELINE), "--samples", "1"]
@@ -59,17 +58,10 @@ def one_seed(seed: int, out: Path, lengths: Sequence[int]) -> Runs:
     def learned(name: str, number: int, more: Sequence[str] = ()) -> dict[str, Any]:
         return run(out / name, "rl.train_specialist", [*start, "--stage_steps", str(number), *more])
 
-    for steps in lengths:
-        gba = found[labelled(GBA, steps)] = learned(f"gba-{steps}", steps, GUIDED)
-        answers = found[labelled(ANSWERS, steps)] = learned(f"grpo-answers-{steps}", steps)
-        as_long = round(steps * written(gba) / written(answers))
-        found[labelled(TOKENS, steps)] = learned(f"grpo-tokens-{steps}", as_long)
+    found[GBA] = learned("gba", steps, GUIDED)
+    found[ANSWERS] = learned("grpo-answers", steps)
+    found[TOKENS] = learned("grpo-tokens", round(steps * written(found[GBA]) / written(found[ANSWERS])))
     return found
-
-
-def labelled(name: str, steps: int) -> str:
-    """A row's name: for how many steps of GBA it is."""
-    return f"{name}, {steps} steps" if name == GBA else name + f" as in {steps}"
 
 
 def run(folder: Path, module: str, flags: Sequence[str]) -> dict[str, Any]:
@@ -95,23 +87,21 @@ def said(figure: Figure, sign: str = "") -> str:
     return f"{value:{sign}.1f}" if high is None else f"{value:{sign}.1f} ± {high - value:.1f}"
 
 
-def table(seeds: Sequence[Runs], lengths: Sequence[int]) -> str:
+def table(seeds: Sequence[Runs]) -> str:
     """A row for each way, in Markdown."""
-
-    def row(name: str, gba: str | None) -> list[str]:
-        lead = [accuracy(runs[gba]) - accuracy(runs[name]) for runs in seeds] if gba else []
-        return [
-            name,
-            said(over_seeds([accuracy(runs[name]) for runs in seeds])),
-            "" if name == DSA else f"{sum(written(runs[name]) for runs in seeds) / len(seeds) / 1000:.1f}",
-            said(over_seeds([100 * runs[name]["unparsed"]["after"] for runs in seeds])),
-            said(over_seeds(lead), "+") if lead else "",
-        ]
-
-    rows = [row(DSA, None)]
-    for steps in lengths:
-        gba = labelled(GBA, steps)
-        rows += [row(gba, None), *(row(labelled(name, steps), gba) for name in (ANSWERS, TOKENS))]
+    rows = []
+    for name in (DSA, GBA, ANSWERS, TOKENS):
+        tokens = "" if name == DSA else f"{sum(written(runs[name]) for runs in seeds) / len(seeds) / 1000:.1f}"
+        lead = [accuracy(runs[GBA]) - accuracy(runs[name]) for runs in seeds]
+        rows.append(
+            [
+                name,
+                said(over_seeds([accuracy(runs[name]) for runs in seeds])),
+                tokens,
+                said(over_seeds([100 * runs[name]["unparsed"]["after"] for runs in seeds])),
+                "" if name == GBA else said(over_seeds(lead), "+"),
+            ]
+        )
     return markdown(["", "right, %", "1000 tokens", "unreadable, %", "GBA's lead, points"], rows, 4)
 
 
@@ -119,12 +109,12 @@ def main() -> None:
     """Train, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(0 to 4)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 100], help="of GBA (20, and 100)")
+    parser.add_argument("--steps", type=int, default=20, help="of GBA (20)")
     parser.add_argument("--out", type=Path, default=Path("runs/guidelines"), help="folder (runs/guidelines)")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time (2)")
     given = parser.parse_args()
     work = [(seed, given.out / f"seed{seed}", given.steps) for seed in given.seeds]
-    print(table(at_once(one_seed, work, given.jobs, "seeds"), given.steps))
+    print(table(at_once(one_seed, work, given.jobs, "seeds")))
 
 
 if __name__ == "__main__":

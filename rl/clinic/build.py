@@ -43,6 +43,7 @@ from mmedagent_graph.prompts import (
 from mmedagent_graph.state import AttendingInput, Opinion, Referral, SpecialistInput, TriageInput
 from rl.chat import to_chat
 from rl.clinic.cases import ClinicCase, make_cases
+from rl.clinic.doctors import THOUGHT
 from rl.clinic.drawing import FINDINGS
 from rl.clinic.model import make_model, make_processor, make_tokenizer
 from rl.models import BASE, ImageTextProcessor
@@ -50,7 +51,6 @@ from rl.models import BASE, ImageTextProcessor
 DISSENT = 0.15
 RUMOUR = 0.5
 RIGHT = 0.5
-THOUGHT = "I weigh what I see and what I am told."
 KINDS = {
     "Pathologist": "a histology slide",
     "Radiologist": "a radiograph",

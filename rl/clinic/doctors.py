@@ -22,13 +22,15 @@ from rl.guidelines import GENERAL, Name, read_guideline
 
 GUIDELINE = GENERAL.with_name("clinic.yaml")
 """What the teacher reasons by."""
+THOUGHT = "I weigh what I see and what I am told."
+"""What the tiny model thinks, whatever it is asked."""
 TAUGHT: dict[Name, str] = {
-    "differential": "{seen} or {other}; not {other}.",
-    "intuitive": "Looks like {seen}.",
-    "analytical": "I see {seen}; hence {seen}.",
-    "bayesian": "{seen} 80%, {other} 20%.",
+    "differential": "{seen}\n{other}",
+    "intuitive": "{seen}",
+    "analytical": f"{THOUGHT}\n{{seen}}",
+    "bayesian": "{seen}\n{seen}\n{other}",
 }
-"""The teacher's reasoning."""
+"""The teacher's reasoning, in words that the tiny model has: the output embeddings of all others are one."""
 TEACHER_ERRS = 0.1
 """Chance that the teacher takes the case's lure for the finding, whatever the specialty."""
 

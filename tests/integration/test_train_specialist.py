@@ -12,7 +12,7 @@ from mmedagent_graph.hospital import open_hospital, slug
 from mmedagent_graph.images import ImageStore
 from rl import build_traces, train_specialists
 from rl.clinic.cases import make_cases
-from rl.clinic.doctors import GUIDELINE
+from rl.clinic.doctors import GUIDELINE, THOUGHT
 from rl.cohort import TRAIN
 from rl.expert_traces import ExpertTrace, parquet_of, specialties_of, write_expert_traces
 from rl.guidelines import GENERAL, PERSPECTIVES
@@ -170,7 +170,7 @@ def test_the_specialists_of_traces(tmp_path: Path, capsys):
     run = tmp_path / "out" / "sft" / slug(taught[0])
     examples = list(read_traces(run / "stages" / "sft" / "examples.parquet"))
     assert {one.specialty for one in examples} == set(taught[:1])
-    assert any(str(one.text).startswith("<think>Looks like") for one in examples)
+    assert any(str(one.text).startswith(f"<think>{THOUGHT}\n") for one in examples)
     untaught = next(name for name in SPECIALTIES if name not in taught)
     for wrong, said in (
         ([], "cases: traces teach"),
