@@ -107,6 +107,11 @@ class Hospital:
         return panel if number == 1 else {specialty: sampled(model) for specialty, model in panel.items()}
 
 
+def is_hospital(where: str | Path) -> bool:
+    """Whether this is a folder with `hospital.json`, or an address."""
+    return str(where).startswith(SERVER) or (Path(where) / FILE).is_file()
+
+
 def open_hospital(where: str | Path) -> Hospital:
     """The hospital of a folder or of a server's address.
 

@@ -7,14 +7,15 @@ Invariant: no image is in two parts of a split that is made here. Splits that a 
 import dataclasses
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from langchain_core.language_models import BaseChatModel
-
+from mmedagent_graph.hospital import is_hospital, open_hospital
 from mmedagent_graph.images import ImageStore, default_store
-from mmedagent_graph.models import load_model, sampled
+from mmedagent_graph.models import Loader, load_model, sampled
+from mmedagent_graph.nodes.staff import Panel
+from mmedagent_graph.prompts import SPECIALTIES
 from rl.clinic.cases import make_cases
 from rl.clinic.doctors import DOCTORS
 from rl.datasets import LabeledCase, is_benchmark, read_benchmark, read_cases, splits_of
@@ -101,10 +102,11 @@ def measured(cases: str, images: ImageStore, split: str | None, free_text: str, 
 def cohorts(recipe: Any, seed: int, images: ImageStore) -> Cohorts:
     """The cases that a recipe (`rl.settings.Consultations`) asks for."""
     alone = recipe.nodes == ["specialist"]
-    if recipe.cases is None:
+    if recipe.made_up:
+        faint = alone or recipe.cases == FAINT
         sizes = {TRAIN: recipe.train_size, HELD_OUT: recipe.eval_size}
         learn, held = (
-            clinic_cohort(size, draw + seed, images, alone, recipe.specialty) for draw, size in sizes.items()
+            clinic_cohort(size, draw + seed, images, faint, recipe.specialty) for draw, size in sizes.items()
         )
         return learn.cases, held.cases, 0
     cohort = _asked(recipe, recipe.split, images)
@@ -227,12 +229,14 @@ def shared_images(some: Sequence[LabeledCase], others: Sequence[LabeledCase]) ->
     return len(here & there)
 
 
-def panel(specialists: Sequence[str] | None, cases: str | None, model: str) -> list[BaseChatModel]:
-    """The frozen specialists: those that are named, or the default for the cases.
+def panel(specialists: Sequence[str] | None, cases: str | None, model: str) -> Panel | Mapping[str, Panel]:
+    """The frozen specialists: those that are named, a hospital's, or the default for the cases.
 
     The clinic's doctors can only read the clinic's images; on other cases the policy itself, sampled three times,
     stands in.
     """
-    if not specialists and cases is None:
+    if not specialists and cases in (None, FAINT):
         return list(DOCTORS)
+    if specialists and len(specialists) == 1 and is_hospital(specialists[0]):
+        return open_hospital(specialists[0]).specialists(tuple(SPECIALTIES), len(DOCTORS), Loader())
     return [sampled(load_model(name)) for name in (specialists or [model_string(model)] * len(DOCTORS))]

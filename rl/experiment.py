@@ -8,7 +8,7 @@ import asyncio
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from mmedagent_graph.images import ImageStore
 from mmedagent_graph.models import load_model
 from mmedagent_graph.nodes import Swappable
+from mmedagent_graph.nodes.staff import Panel
 from rl.answers import answers_file, shared_answers
 from rl.clinic.cases import ClinicCase
 from rl.clinic.ideal import ideal_answers
@@ -80,7 +81,7 @@ class Experiment:
         learns = isinstance(model, PolicyChatModel) and node in self.policies
         return model.model_copy(update={"max_tokens": self.room}) if learns else model
 
-    def panel(self) -> list[BaseChatModel]:
+    def panel(self) -> Panel | Mapping[str, Panel]:
         """The frozen specialists, whom the run itself does not hold: a policy among them makes room for training."""
         return panel(self.recipe.specialists, self.recipe.cases, self.recipe.model)
 

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import functools
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 from langchain_core.messages import BaseMessage
@@ -59,7 +59,7 @@ class Rollout:
         self,
         *,
         images: ImageStore,
-        specialists: Panel | None = None,
+        specialists: Panel | Mapping[str, Panel] | None = None,
         triage: Swappable | None = None,
         attending: Swappable | None = None,
         guideline: Guideline | None = None,

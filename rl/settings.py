@@ -65,11 +65,14 @@ class Consultations:
     )
     specialists: list[str] = setting(
         [],
-        "Model strings of the frozen specialists, one for each doctor. Default: the clinic's doctors for the clinic's "
-        "cases, and three samples of the policy for cases of one's own.",
+        "Model strings of the frozen specialists, one for each doctor; or a hospital's folder or address, whose own "
+        "answer, each three times as its specialty. Default: the clinic's doctors for the clinic's cases, and three "
+        "samples of the policy for cases of one's own.",
     )
     cases: str | None = setting(
-        None, "JSONL file of cases, or a benchmark (`slake`, `slake:FOLDER`); default: the clinic's own."
+        None,
+        "JSONL file of cases, a benchmark (`slake`, `slake:FOLDER`), or `faint`: the clinic's, with faint findings. "
+        "Default: the clinic's own, which are faint where a specialist learns.",
     )
     split: str | None = setting(None, "Rows of `cases` to train on, by their `split`.")
     eval_split: str | None = setting(
@@ -104,20 +107,20 @@ class Consultations:
             raise ValueError(f"specialty: {self.specialty!r}, but no specialist learns; give --nodes specialist")
         if self.rehearse and "specialist" not in self.nodes:
             raise ValueError(f"rehearse: {self.rehearse!r} is for a specialist; give --nodes specialist")
-        if self.rehearse in (CLINIC, FAINT) and self.cases is not None:
+        if self.rehearse in (CLINIC, FAINT) and not self.made_up:
             raise ValueError(
                 f"rehearse: {self.rehearse!r} is made up, and {self.cases!r} is not; give such cases, as in --rehearse "
                 f"{self.cases}"
             )
         if not 0 < self.rehearse_share < 1:
             raise ValueError(f"rehearse_share: {self.rehearse_share} is no share between 0 and 1")
-        if self.specialty and self.cases is None and self.specialty not in SPECIALTIES:
+        if self.specialty and self.made_up and self.specialty not in SPECIALTIES:
             raise ValueError(f"specialty: {self.specialty!r} is none of the clinic's: {', '.join(SPECIALTIES)}")
         for node in self.nodes:
             if named := getattr(self, node, None):
                 raise ValueError(f"{node}: {named!r} would be frozen, but {node} learns; set --model, or other --nodes")
         for field in ("split", "eval_split"):
-            if self.cases is None and (value := getattr(self, field)):
+            if self.made_up and (value := getattr(self, field)):
                 raise ValueError(f"{field}: {value!r}, but the clinic's cases have no splits; give --cases FILE.jsonl")
         if self.cases is not None and is_benchmark(self.cases) and self.split is None:
             raise ValueError(f"split: name the rows of {self.cases!r} to train on, such as --split train")
@@ -136,6 +139,11 @@ class Consultations:
     def check_with(self, trainer: Any, model: ModelConfig) -> None:
         """Refuse what cannot work together with TRL's settings."""
 
+    @property
+    def made_up(self) -> bool:
+        """Whether the cases are the clinic's."""
+        return self.cases in (None, FAINT)
+
     def by_label(self) -> bool:
         """Whether something is learned by the cases' triage labels."""
         return "triage" in self.nodes
@@ -151,7 +159,7 @@ class Consultations:
     def frozen(self, node: str) -> str:
         """Model string of a frozen triage doctor or attending."""
         named: str | None = getattr(self, node)
-        return named or ("clinic:base" if self.cases is None else model_string(self.model))
+        return named or ("clinic:base" if self.made_up else model_string(self.model))
 
 
 class Command(NamedTuple):

@@ -26,11 +26,11 @@ from typing import Any
 from mmedagent_graph.hospital import slug
 from mmedagent_graph.prompts import SPECIALTIES
 from rl import printed
-from rl.cohort import FAINT, own_cohort
+from rl.cohort import own_cohort
 from rl.expert_traces import specialties_of
 from rl.jobs import at_once, train
 from rl.serve import make
-from rl.settings import CONFIGS, NULL, read_settings
+from rl.settings import CONFIGS, read_settings
 from rl.train_sft import COMMAND as SFT
 from rl.train_specialist import COMMAND as GRPO
 
@@ -88,7 +88,7 @@ class Specialists:
 
     def _known(self, recipe: Any) -> list[str]:
         """Those of the cases, in the paper's order or that of the alphabet."""
-        if recipe.cases is None:
+        if recipe.made_up:
             return list(SPECIALTIES)
         cases = own_cohort(recipe.cases, recipe.split, recipe.free_text, recipe.without_keys()).cases
         return sorted({case.specialty for case in cases if case.specialty})
@@ -115,8 +115,7 @@ class Specialists:
 
     def _flags(self, recipe: Path, specialty: str | None) -> list[str]:
         given = self._given
-        cases = NULL if given.cases == FAINT else given.cases
-        these = _flags(cases=cases, split=given.split, eval_split=given.eval_split)
+        these = _flags(cases=given.cases, split=given.split, eval_split=given.eval_split)
         return [*_flags(config=recipe, nodes="specialist", seed=given.seed, specialty=specialty), *these]
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import rl.policy
+from mmedagent_graph.hospital import open_hospital, slug
 from rl import train_triage
 from rl.evaluate import main as evaluate_main
+from rl.models import folder_of
 from rl.policy import PolicyChatModel, forget_policies
 from rl.store import load_frame, read_traces
 from rl.train_attending import main
@@ -128,6 +130,24 @@ def test_both_nodes_in_turn_with_an_adapter_each(tmp_path: Path):
         config = json.loads((tmp_path / "turns" / f"model-{node}" / "adapter_config.json").read_text())
         assert config["r"] == 2
         assert "clinic/base" in config["base_model_name_or_path"]
+
+
+def test_the_attending_learns_beside_a_hospitals_own_specialists(hospital: Path, tmp_path: Path):
+    few = ["--stages", "mixed", "--stage_steps", "2", "--betas", "0", "--rehearsal", "0", "--rate_scales", "1"]
+    who = ["--specialists", str(hospital), "--cases", "faint"]
+    summary = main(["--runs", str(tmp_path), "--name", "house", *who, *few, *CLINIC])
+    assert summary["after"]["overall"]["n"] == 24
+    assert summary["ideal"] is None  # nobody knows how they err
+    doctors = open_hospital(hospital).doctors
+    traces = list(read_traces(tmp_path / "house" / "before.parquet"))
+    assert all(trace.case.startswith("faint") for trace in traces)
+    asked = set()
+    for trace in traces:
+        heard = {call.model for call in trace.calls if call.node == "specialist"}
+        assert {folder_of(name) for name in heard} == {folder_of(doctors[slug(trace.referral["specialty"])])}
+        assert len(trace.opinions) == 3
+        asked |= heard
+    assert len(asked) > 2
 
 
 def test_an_adapter_is_merged_in_the_end(tmp_path: Path):

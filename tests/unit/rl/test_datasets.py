@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import rl
-from rl.cohort import cohorts, hold_out, own_cohort, rehearsed, shared_images
+from rl.cohort import cohorts, hold_out, own_cohort, panel, rehearsed, shared_images
 from rl.datasets import LabeledCase, read_cases
 from rl.recipe import Recipe
 from rl.train_sft import Imitation
@@ -222,6 +222,21 @@ def test_another_split_is_rehearsed_by_its_name(jsonl, images):
         ids(jsonl(*({**label, "id": name, "split": name} for name in ("test", "more"))))
     with pytest.raises(ValueError, match=r"rehearse: 'clinic' is made up, and '.*' is not; give such cases"):
         ids("clinic", cases=str(path))
+
+
+def test_the_clinics_faint_cases_are_for_whoever_asks(images):
+    sizes = {"train_size": 3, "eval_size": 2}
+    for recipe, kind in (
+        (Recipe(**sizes), "clinic"),
+        (Recipe(cases="faint", **sizes), "faint"),
+        (Imitation(nodes=["specialist"], **sizes), "faint"),
+    ):
+        learn, held, _ = cohorts(recipe, 0, images)
+        assert (len(learn), len(held)) == (3, 2)
+        assert {case.id.partition("-")[0] for case in (*learn, *held)} == {kind}
+    assert len(panel([], "faint", "any")) == 3
+    with pytest.raises(ValueError, match="split: 'test', but the clinic's cases have no splits"):
+        Recipe(cases="faint", split="test")
 
 
 NEED_KEYS = {
