@@ -3,6 +3,7 @@
     python -m rl.train_attending                                            # the clinic, on any two cores
     python -m rl.train_attending --nodes triage attending                   # one policy in both roles
     python -m rl.train_attending --cases cases.jsonl --split train          # cases of one's own
+    python -m rl.train_attending --cases faint --specialists runs/specialists     # beside a hospital's specialists
     python -m rl.train_attending --config rl/configs/one_24gb.yaml --cases ...    # a real model, on a GPU
     python -m rl.train_attending --resume                                   # go on with the last run
 
