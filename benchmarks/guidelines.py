@@ -49,7 +49,7 @@ def one_seed(seed: int, out: Path, steps: int) -> Runs:
     traces = out / "traces"
     made = ["--teacher", "clinic:teacher", "--guideline", str(GUIDELINE), "--samples", "1"]
     cases = ["--cases", "clinic", "--size", CASES, "--seed", str(seed)]
-    once(traces, "rl.build_traces", [*made, *cases, "--out", str(traces)], 1)
+    once(traces, "README.md", "rl.build_traces", [*made, *cases, "--out", str(traces)], 1)
     common = ["--specialty", SPECIALTY, "--seed", str(seed)]
     imitation = ["--config", str(CONFIGS / "clinic_traces_sft.yaml"), "--num_train_epochs", "10"]
     sft = [*imitation, *common, "--traces", str(traces)]

@@ -44,12 +44,12 @@ def one_seed(seed: int, out: Path, jobs: int) -> dict[str, Any]:
     trained, base = out / "specialists", {"system": "one_specialist", "triage": "label"}
     grpo = ["--grpo", str(CONFIGS / "clinic_specialist.yaml")]
     flags = ["--out", str(trained), "--seed", str(seed), "--jobs", str(jobs), *grpo]
-    once(trained, "rl.train_specialists", flags)
+    once(trained, "specialists.md", "rl.train_specialists", flags)
     systems = {BASE: {**base, "specialists": "clinic:base"}, OWN: {**base, "hospital": str(trained)}}
     experts = [str(trained / "grpo" / slug(specialty) / "model") for specialty in SPECIALTIES]
     for name, how in WAYS.items():
         merged = out / slug(name)
-        once(merged, "rl.merge", [*experts, "--out", str(merged), "--seed", str(seed), *how])
+        once(merged, "model", "rl.merge", [*experts, "--out", str(merged), "--seed", str(seed), *how])
         systems[slug(name)] = {**base, "specialists": f"transformers:{merged / 'model'}"}
     (out / "systems.yaml").write_text(yaml.safe_dump({"systems": systems}, sort_keys=False))
     asked = ["--systems", str(out / "systems.yaml"), "--cases", "faint", "--size", CASES, "--seed", str(seed)]

@@ -149,8 +149,8 @@ def rehearsed(
 ) -> list[LabeledCase]:
     """What a specialist rehearses beside so much that it learns (`rehearse` of `rl.settings.Consultations`).
 
-    None is a held-out case, by its picture or its words (`rl.duplicates.Tests`): what is measured on is not trained on,
-    not even without its key. Of the cases that it learns from, it rehearses those of the other specialties.
+    None is a held-out case, by its pictures, or else by its words (`rl.duplicates.Tests`): what is measured on is not
+    trained on, not even without its key. Of the cases that it learns from, it rehearses those of the other specialties.
 
     Raises:
         ValueError: if there is nothing to rehearse.
@@ -166,7 +166,7 @@ def rehearsed(
     split = recipe.split if same else split or training_split(path)
     cohort = own_cohort(path, split, recipe.free_text, None, images)
     labelled = [case for case in cohort.cases if case.specialty and not (same and case.specialty == recipe.specialty)]
-    measured_on = Tests()
+    measured_on = Tests(by_picture=True)
     measured_on.add("held out", held_out, images)
     known = [case for case in labelled if not measured_on.why(Seen.of(case, images))]
     if not known:

@@ -25,9 +25,10 @@ from langgraph.types import RetryPolicy
 from rich.table import Table
 from transformers import set_seed
 
+from mmedagent_graph.hospital import is_hospital
 from mmedagent_graph.images import ImageStore
 from rl.answers import answers_at
-from rl.cohort import CLINIC, measured
+from rl.cohort import CLINIC, FAINT, measured
 from rl.contest import Contest, Entry, Means
 from rl.curriculum import TIERS
 from rl.datasets import is_benchmark
@@ -61,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--model", help="or one consultation: a policy's folder, hub id or model string, as the attending")
     who.add_argument("--triage", default="clinic:base", help="its triage doctor (clinic:base)")
     who.add_argument(
-        "--specialists", nargs="+", help="its doctors; default: the clinic's, or clinic:base sampled for other cases"
+        "--specialists",
+        nargs="+",
+        help="its doctors, or a hospital's folder or address; default: the clinic's, else clinic:base sampled",
     )
     who.add_argument("--votes", type=at_least(1), default=1, help="how often its attending is asked (1)")
     cases = whole.add_argument_group("on what")
@@ -276,15 +279,15 @@ def _systems(given: argparse.Namespace) -> dict[str, System]:
         raise ValueError("systems: give either --systems FILE.yaml, or --model for one consultation")
     if given.systems:
         return read_systems(given.systems)
-    own = [f"clinic:doctor-{number}" for number in (1, 2, 3)] if given.cases == [CLINIC] else ["clinic:base"] * 3
-    specialists = given.specialists or own
+    made_up = {*given.cases} <= {CLINIC, FAINT}
+    own = [f"clinic:doctor-{number}" for number in (1, 2, 3)] if made_up else ["clinic:base"] * 3
+    named = given.specialists or own
+    panel: dict[str, Any] = {"specialists": named}
+    if len(named) == 1 and is_hospital(named[0]):
+        panel = {"hospital": named[0]}
     votes = None if given.votes == 1 else given.votes
     attending = given.model if re.match(r"\w+:", given.model) else model_string(given.model)
-    return {
-        CONSULTATION: System(
-            system="mmedagent", triage=given.triage, specialists=specialists, attending=attending, votes=votes
-        )
-    }
+    return {CONSULTATION: System(system="mmedagent", triage=given.triage, attending=attending, votes=votes, **panel)}
 
 
 def _reference(named: str | None, systems: Mapping[str, System]) -> str:

@@ -37,11 +37,8 @@ def digest_of(path: Path) -> str | None:
     Returns:
         A hash; None where there is nothing.
     """
-    try:
-        files = [path] if path.is_file() else sorted([*path.glob("*"), *path.glob("data/*")])
-        told = [_told(file) for file in files if file.is_file()]
-    except OSError:  # a name that is too long, say, for what is none
-        return None
+    files = [path] if path.is_file() else sorted([*path.glob("*"), *path.glob("data/*")])
+    told = [_told(file) for file in files if file.is_file()]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest() if told else None
 
 

@@ -65,9 +65,9 @@ class Consultations:
     )
     specialists: list[str] = setting(
         [],
-        "Model strings of the frozen specialists, one for each doctor; or a hospital's folder or address, whose own "
-        "answer, each three times as its specialty. Default: the clinic's doctors for the clinic's cases, and three "
-        "samples of the policy for cases of one's own.",
+        "Model strings of the frozen specialists, one for each doctor; or the folder or address of a hospital that has "
+        "the paper's specialties, whose own answer, each three times as its specialty. Default: the clinic's doctors "
+        "for the clinic's cases, and three samples of the policy for cases of one's own.",
     )
     cases: str | None = setting(
         None,

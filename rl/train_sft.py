@@ -106,7 +106,8 @@ class Imitating(Experiment):
                 self._note_left_out(upstream, list(read_traces(path)))
         examples = list(read_traces(path))
         if not examples and self.recipe.traces:
-            raise ValueError(f"traces: none of {self.recipe.traces!r} is of {self.recipe.specialty or 'any specialty'}")
+            whose = self.recipe.specialty or "any specialty"
+            raise ValueError(f"traces: none of {self.recipe.traces!r} is of {whose} and not of a held-out case")
         if not examples and self.recipe.imitate == "gold":
             raise ValueError("imitate: no key can be read where it stands as an answer; give the cases other keys")
         if not examples:
@@ -147,15 +148,15 @@ class Imitating(Experiment):
         return asyncio.run(_right(Rollout(images=self.images), golden, [str(trace.text) for trace in golden]))
 
     def _traces(self) -> list[Trace]:
-        """The expert traces of the specialty, but for those of held-out cases, by their pictures or their words."""
-        measured_on = Tests()
+        """The specialty's expert traces, without those of held-out cases: by their pictures, or else their words."""
+        measured_on = Tests(by_picture=True)
         measured_on.add("held out", self.held_out, self.images)
-        return [
-            trace_of_expert(one)
-            for one in read_expert_traces(str(self.recipe.traces), "train", self.images)
-            if self.recipe.specialty in (None, one.specialty)
-            and not measured_on.why(Seen.of(case_of_expert(one), self.images))
-        ]
+        told = read_expert_traces(str(self.recipe.traces), "train", self.images)
+        mine = [one for one in told if self.recipe.specialty in (None, one.specialty)]
+        kept = [one for one in mine if not measured_on.why(Seen.of(case_of_expert(one), self.images))]
+        if self.state.is_main_process and len(kept) < len(mine):
+            print(f"note: {len(mine) - len(kept)} of {len(mine)} traces are left out: their cases are held out")
+        return [trace_of_expert(one) for one in kept]
 
     def _own(self, upstream: Sequence[Trace]) -> list[Trace]:
         """The different right answers of the policy to each prompt."""

@@ -35,8 +35,8 @@ from rl.train_sft import COMMAND as SFT
 from rl.train_specialist import COMMAND as GRPO
 
 OWN = CONFIGS / "clinic_specialist_sft.yaml"
-MEASURED = ("cases", "split", "eval_split", "free_text", "holdout", "eval_size")
-"""What decides which cases are held out: the same for the SFT and for GRPO."""
+MADE_UP, OTHERS = ("cases", "eval_size"), ("cases", "split", "eval_split", "free_text", "holdout")
+"""What decides which cases are held out, of the clinic's and of others: the same for the SFT and for GRPO."""
 
 
 class Specialists:
@@ -63,11 +63,11 @@ class Specialists:
             raise ValueError(f"sft: {given.sft} does not make adapters; give use_peft: true and output: adapter")
         if given.grpo:
             then = read_settings(GRPO, self._grpo(None, Path("model"))).recipe
-            for field in MEASURED:
+            for field in MADE_UP if settings.recipe.made_up else OTHERS:
                 if (first := getattr(settings.recipe, field)) != (second := getattr(then, field)):
                     raise ValueError(
-                        f"{field}: {first!r} in the SFT and {second!r} in GRPO, so that what one has learned from the "
-                        "other would be measured on; give both recipes the same"
+                        f"{field}: {first!r} in the SFT and {second!r} in GRPO, which hold out other cases then; give "
+                        "both recipes the same"
                     )
         known = self._known(settings.recipe)
         taught = self._taught(settings.recipe) or known

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from mmedagent_graph import SPECIALTIES
 from mmedagent_graph.hospital import open_hospital, slug
@@ -128,10 +129,13 @@ def test_grpo_goes_on_with_the_adapter_of_the_sft(tmp_path: Path, capsys):
     assert "no case is of Dentist; there are Pathologist" in capsys.readouterr().err
 
 
+OTHERS = ["--cases", "slake", "--split", "train", "--sft", str(CONFIGS / "clinic_traces_sft.yaml")]
+
+
 @pytest.mark.parametrize(
     ("sft", "grpo", "said"),
     [
-        (["--free_text", "grade"], {}, "free_text: 'grade' in the SFT and 'skip' in GRPO"),
+        ([*OTHERS, "--free_text", "grade"], {"rehearse": None}, "free_text: 'grade' in the SFT and 'skip' in GRPO"),
         (["--eval_size", "12"], {}, "eval_size: 12 in the SFT and 400 in GRPO"),
         ([], {"num_generations": 7}, "num_generations"),
         ([], {"scale_rewards": "any"}, "scale_rewards"),
@@ -181,17 +185,33 @@ def test_the_specialists_of_traces(tmp_path: Path, capsys):
         assert said in capsys.readouterr().err
 
 
-def test_no_trace_of_a_held_out_case_is_imitated(tmp_path: Path, images: ImageStore):
-    """Also where there is no picture to know it by."""
+@pytest.mark.parametrize("pictured", [True, False])
+def test_no_trace_of_a_held_out_case_is_imitated(tmp_path: Path, images: ImageStore, capsys, pictured: bool):
+    """Also where there is no picture to know it by; where there is, all may be asked the same."""
+    keyed = {"answer": "yes", "options": ["yes", "no"]}
+    template = "Does this image of the patient's skin show any of the signs of a malignant lesion?"
     cases = [
-        {"id": f"case {n}", "question": f"Is sign {n} seen?", "answer": "yes", "options": ["yes", "no"]}
+        {"id": f"case {n}", "question": template, "image": f"{n}.png"}
+        if pictured
+        else {"id": f"case {n}", "question": f"Is sign {n} seen?"}
         for n in range(8)
     ]
+    for n in range(8):
+        Image.new("L", (28, 28), n).save(tmp_path / f"{n}.png")
     own = tmp_path / "own.jsonl"
-    own.write_text("".join(json.dumps({**case, "specialty": "Surgeon"}) + "\n" for case in cases))
-    more = {"images": [], "context": None, "specialty": "Surgeon", "perspective": "analytical", "reasoning": "It is."}
+    own.write_text("".join(json.dumps({**case, **keyed, "specialty": "Surgeon"}) + "\n" for case in cases))
+    more = {"context": None, "specialty": "Surgeon", "perspective": "analytical", "reasoning": "It is."}
     more |= {"text": "<think>It is.</think><answer>yes</answer>", "checks": {}, "teacher": "openai:any"}
-    traces = [ExpertTrace(case["id"], case["question"], case["options"], answer="yes", **more) for case in cases]
+    traces = [
+        ExpertTrace(
+            case=case["id"],
+            question=case["question"],
+            images=[images.put(tmp_path / case["image"])] if pictured else [],
+            **keyed,
+            **more,
+        )
+        for case in cases
+    ]
     write_expert_traces(parquet_of(tmp_path / "traces", "train"), traces, images)
     flags = ["--config", str(CONFIGS / "clinic_traces_sft.yaml"), "--runs", str(tmp_path), "--name", "one"]
     summary = imitate([*flags, "--cases", str(own), "--traces", str(tmp_path / "traces"), "--num_train_epochs", "1"])
@@ -199,6 +219,7 @@ def test_no_trace_of_a_held_out_case_is_imitated(tmp_path: Path, images: ImageSt
     held_out = {one.case for one in read_traces(tmp_path / "one" / "before.parquet")}
     assert summary["after"]["overall"]["n"] == len(held_out) > 0
     assert examples == {case["id"] for case in cases} - held_out
+    assert f"{len(held_out)} of 8 traces are left out: their cases are held out" in capsys.readouterr().out
 
 
 def test_what_it_can_do_already_is_rehearsed(tmp_path: Path):

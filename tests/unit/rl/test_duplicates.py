@@ -127,6 +127,15 @@ def test_a_short_question_is_only_a_duplicate_without_a_picture(tests, images, t
     assert len(words_of(VIGNETTE)) >= TELLING
 
 
+def test_where_images_are_split_a_template_is_asked_of_other_pictures(images, tmp_path):
+    """Cases of one's own, which a run has split by image; without a picture the words still tell."""
+    held_out = Tests(by_picture=True)
+    held_out.add("held out", [case("t", images=[picture(tmp_path / "test.png")]), case("no picture", "Why?")], images)
+    assert why(held_out, images, images=[picture(tmp_path / "new.png", 1)]) is None
+    assert why(held_out, images, images=[picture(tmp_path / "copy.bmp")]) == "its image is in held out"
+    assert why(held_out, images, "why") == "its text is in held out"
+
+
 @pytest.mark.parametrize("options", [OPTIONS[:-1], [*OPTIONS[:-1], "abscess"], [], ["yes", "no"]])
 def test_a_long_question_is_found_whatever_may_be_chosen(tests, images, options):
     assert why(tests, images, options=options) == "its text is in exam"

@@ -8,9 +8,11 @@ import pytest
 from fakes import FakeModel, answers
 from PIL import Image
 
+from mmedagent_graph.hospital import HospitalFile, slug
+from mmedagent_graph.prompts import SPECIALTIES
 from rl.cohort import Cohort, measured
 from rl.datasets import LabeledCase
-from rl.evaluate import main, short
+from rl.evaluate import _systems, main, parser, short
 
 OPTIONS = ["CT", "MRI", "PET"]
 CASES = [
@@ -279,6 +281,23 @@ def test_one_consultation_by_flags(models, monkeypatch, capsys):
         }
     }
     assert report["results"]["clinic"]["mmedagent"]["confidence"]["n"] == 20
+
+
+@pytest.mark.parametrize("cases", [["clinic"], ["faint"], ["faint", "clinic"]])
+def test_the_clinics_cases_are_seen_by_its_doctors(cases):
+    system = _systems(parser().parse_args(["--model", "vllm:m", "--cases", *cases]))["mmedagent"]
+    assert system.specialists == ["clinic:doctor-1", "clinic:doctor-2", "clinic:doctor-3"]
+
+
+def test_a_hospital_gives_the_specialists(tmp_path):
+    """As in training: triage and the attending are those that are named, whoever the hospital has."""
+    nobody = dict.fromkeys(SPECIALTIES)
+    file = HospitalFile(base="clinic:base", triage=None, attending=None, specialists=nobody)
+    (tmp_path / "hospital.json").write_text(file.model_dump_json())
+    system = _systems(parser().parse_args(["--model", "vllm:m", "--specialists", str(tmp_path)]))["mmedagent"]
+    who = system.doctors_named
+    assert (who["triage"], who["attending"]) == ("clinic:base", "vllm:m")
+    assert who["specialists"] == {name: f"hospital:{tmp_path}#{slug(name)}" for name in SPECIALTIES}
 
 
 def test_failed_cases_are_told(flags, models, tmp_path, capsys):

@@ -78,29 +78,57 @@ def test_other_commands_are_run_once_too(monkeypatch, tmp_path):
     def runs(command, **_):
         run.append(command[2:])
         (tmp_path / "one").mkdir(exist_ok=True)
+        if not codes[0]:
+            (tmp_path / "one" / "model").touch()
         return subprocess.CompletedProcess(command, codes.pop(0))
 
     monkeypatch.setattr(jobs.subprocess, "run", runs)
     with pytest.raises(RuntimeError, match="failed with 1"):
-        jobs.once(tmp_path / "one", "rl.merge", ["--scale", "2"])
+        jobs.once(tmp_path / "one", "model", "rl.merge", ["--scale", "2"])
     for _ in range(2):
-        jobs.once(tmp_path / "one", "rl.merge", ["--scale", "2"])
+        jobs.once(tmp_path / "one", "model", "rl.merge", ["--scale", "2"])
     assert run == [["rl.merge", "--scale", "2"]] * 2
     with pytest.raises(ValueError, match="one was made with other flags; remove it"):
-        jobs.once(tmp_path / "one", "rl.merge", ["--scale", "3"])
-    (tmp_path / "one").rmdir()
+        jobs.once(tmp_path / "one", "model", "rl.merge", ["--scale", "3"])
+    shutil.rmtree(tmp_path / "one")
     codes.append(0)
-    jobs.once(tmp_path / "one", "rl.merge", ["--scale", "3"])
+    jobs.once(tmp_path / "one", "model", "rl.merge", ["--scale", "3"])
     assert run[2:] == [["rl.merge", "--scale", "3"]], "what was removed is made anew"
 
 
+def test_a_run_of_which_nothing_is_noted_is_refused(started, tmp_path):
+    """Made by hand, or copied without its note: nobody knows whether it is what is asked for."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"one is there without one\.arguments\.json, which says how it was made"):
+        jobs.train(tmp_path / "one", "rl.train_sft", ["--seed", "3"])
+    assert started[0] == []
+
+
+def test_who_comes_second_notes_nothing(started, tmp_path, monkeypatch):
+    """The first is still importing, and has made no folder."""
+    run = jobs.subprocess.run
+
+    def slow(*given, **named):
+        with pytest.raises(RuntimeError, match="another process is still at work on it"):
+            jobs.train(tmp_path / "one", "rl.train_sft", ["--seed", "4"])
+        return run(*given, **named)
+
+    monkeypatch.setattr(jobs.subprocess, "run", slow)
+    jobs.train(tmp_path / "one", "rl.train_sft", ["--seed", "3"])
+    with pytest.raises(ValueError, match="other flags"):
+        jobs.train(tmp_path / "one", "rl.train_sft", ["--seed", "4"])
+    jobs.train(tmp_path / "one", "rl.train_sft", ["--seed", "3"])
+
+
+@pytest.mark.parametrize("prefix", ["", "transformers:"])
 @pytest.mark.parametrize("place", ["recipe.yaml", "model/adapter_model.safetensors", "traces/data/train.parquet"])
-def test_what_the_flags_name_must_be_as_it_was(started, tmp_path, place):
+def test_what_the_flags_name_must_be_as_it_was(started, tmp_path, place, prefix):
     """A recipe that was edited, an adapter that was trained anew: what comes of it is something else."""
     file = tmp_path / place
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("before")
-    named = str(tmp_path / place.split("/")[0])
+    named = prefix + str(tmp_path / place.split("/")[0])
     for _ in range(2):
         jobs.train(tmp_path / "one", "rl.train_sft", ["--config", named, "--seed", "3"])
     assert len(started[0]) == 1
