@@ -1,6 +1,6 @@
 """The README's table of specialists and what merging leaves of them: five seeds, none of them chosen.
 
-    python benchmarks/specialists.py                 # about an hour on two cores; what is finished is not done again
+    python benchmarks/specialists.py                 # 70 minutes on two cores; what is finished is not done again
     python benchmarks/specialists.py --seeds 0 --out runs/one-seed
 
 For each seed `rl.train_specialists` trains the clinic's seven on faint images, by SFT on the base's own right answers
