@@ -1,6 +1,6 @@
 """Guideline-based advantages beside GRPO, at the same number of generated tokens: five seeds, none of them chosen.
 
-    python benchmarks/guidelines.py                  # ten minutes on two cores; what is finished is not done again
+    python benchmarks/guidelines.py                  # 13 minutes on two cores; what is finished is not done again
     python benchmarks/guidelines.py --seeds 0 --steps 100 --out runs/one-seed
 
 For each seed the clinic's teacher writes traces of ordinary images by `rl/guidelines/clinic.yaml` (`rl.build_traces`),
@@ -22,9 +22,9 @@ from typing import Any
 
 from rl.clinic.doctors import GUIDELINE
 from rl.jobs import at_once, once, train
-from rl.printed import markdown
+from rl.printed import markdown, plus_minus
 from rl.settings import CONFIGS
-from rl.statistics import Figure, over_seeds
+from rl.statistics import over_seeds
 
 SPECIALTY = "Dermatologist"
 DSA, GBA, ANSWERS, TOKENS = "DSA", "GBA", "GRPO, as many answers", "GRPO, as many tokens"
@@ -82,12 +82,6 @@ def accuracy(summary: dict[str, Any]) -> float:
     return 100 * float(summary["after"]["overall"]["accuracy"])
 
 
-def said(figure: Figure, sign: str = "") -> str:
-    """A mean with half of its interval."""
-    value, high = float(figure.value or 0), figure.high
-    return f"{value:{sign}.1f}" if high is None else f"{value:{sign}.1f} ± {high - value:.1f}"
-
-
 def table(seeds: Sequence[Runs]) -> str:
     """A row for each way, in Markdown."""
     rows = []
@@ -97,10 +91,10 @@ def table(seeds: Sequence[Runs]) -> str:
         rows.append(
             [
                 name,
-                said(over_seeds([accuracy(runs[name]) for runs in seeds])),
+                plus_minus(over_seeds([accuracy(runs[name]) for runs in seeds])),
                 tokens,
-                said(over_seeds([100 * runs[name]["unparsed"]["after"] for runs in seeds])),
-                "" if name == GBA else said(over_seeds(lead), "+"),
+                plus_minus(over_seeds([100 * runs[name]["unparsed"]["after"] for runs in seeds])),
+                "" if name == GBA else plus_minus(over_seeds(lead), "+"),
             ]
         )
     return markdown(["", "right, %", "1000 tokens", "unreadable, %", "GBA's lead, points"], rows, 4)

@@ -22,9 +22,9 @@ import yaml
 from mmedagent_graph.hospital import slug
 from mmedagent_graph.prompts import SPECIALTIES
 from rl.jobs import call, once
-from rl.printed import markdown
+from rl.printed import markdown, plus_minus
 from rl.settings import CONFIGS
-from rl.statistics import Figure, over_seeds
+from rl.statistics import over_seeds
 
 WAYS = {
     "TIES": ["--method", "ties", "--density", "0.2", "--scale", "1.3"],
@@ -69,12 +69,6 @@ def gain(seed: dict[str, Any], name: str) -> float:
     return fmean(accuracy(seed[name], one) - accuracy(seed[BASE], one) for one in SPECIALTIES)
 
 
-def said(figure: Figure) -> str:
-    """A mean with half of its interval."""
-    value, high = float(figure.value or 0), figure.high
-    return f"{value:.1f}" if high is None else f"{value:.1f} ± {high - value:.1f}"
-
-
 def tables(seeds: Sequence[dict[str, Any]]) -> str:
     """Both tables in Markdown."""
     systems = {BASE: BASE, OWN: OWN, **{slug(name): name for name in WAYS}}
@@ -82,12 +76,14 @@ def tables(seeds: Sequence[dict[str, Any]]) -> str:
     for key, name in systems.items():
         right = over_seeds([accuracy(seed[key]) for seed in seeds])
         kept = over_seeds([100 * gain(seed, key) / gain(seed, OWN) for seed in seeds])
-        rows.append([name, said(right), said(over_seeds([gain(seed, key) for seed in seeds])), said(kept)])
+        rows.append(
+            [name, plus_minus(right), plus_minus(over_seeds([gain(seed, key) for seed in seeds])), plus_minus(kept)]
+        )
     each = []
     for specialty in SPECIALTIES:
         both = [over_seeds([accuracy(seed[key], specialty) for seed in seeds]) for key in (BASE, OWN)]
         gains = [accuracy(seed[OWN], specialty) - accuracy(seed[BASE], specialty) for seed in seeds]
-        each.append([specialty, *map(said, both), said(over_seeds(gains)), f"{min(gains):.1f}"])
+        each.append([specialty, *map(plus_minus, both), plus_minus(over_seeds(gains)), f"{min(gains):.1f}"])
     return "\n\n".join(
         [
             markdown(["", "right, %", "gain, points", "of the specialists' gain, %"], rows, 3),

@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from rl import printed
+from rl.clinic.doctors import DOCTOR_NAMES
 from rl.cohort import CLINIC
 from rl.curriculum import TIERS
 from rl.jobs import at_once, call, train
@@ -208,8 +209,7 @@ class Ablation:
         if row.attending != BASE:
             trained = self.train(row.attending, seed)
             attending = model_string(str((trained / "stages" / row.stage if row.stage else trained) / "model"))
-        clinic = [f"clinic:doctor-{number}" for number in (1, 2, 3)]
-        specialists = self._given.specialists or (clinic if self._given.cases == CLINIC else [base] * 3)
+        specialists = self._given.specialists or ([*DOCTOR_NAMES] if self._given.cases == CLINIC else [base] * 3)
         votes = {"votes": row.votes} if row.votes else {}
         return {
             "system": "mmedagent",
@@ -254,20 +254,12 @@ def markdown(lines: Sequence[dict[str, Any]]) -> str:
     cells = [
         [
             line["name"] if not line["group"] else f"{line['group']}: {line['name']}",
-            *(said(line[column]) for column in ("accuracy", *TIERS)),
-            "" if line["difference"] is None else said(line["difference"], sign="+"),
+            *(printed.plus_minus(line[column]) for column in ("accuracy", *TIERS)),
+            "" if line["difference"] is None else printed.plus_minus(line["difference"], sign="+"),
         ]
         for line in lines
     ]
     return printed.markdown(head, cells)
-
-
-def said(figure: Figure, sign: str = "") -> str:
-    """A mean with half the width of its interval."""
-    if figure.value is None:
-        return "-"
-    half = "" if figure.high is None else f" ± {figure.high - figure.value:.1f}"
-    return f"{figure.value:{sign}.1f}{half}"
 
 
 def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:

@@ -166,8 +166,7 @@ def rehearsed(
     split = recipe.split if same else split or training_split(path)
     cohort = own_cohort(path, split, recipe.free_text, None, images)
     labelled = [case for case in cohort.cases if case.specialty and not (same and case.specialty == recipe.specialty)]
-    measured_on = Tests(by_picture=True)
-    measured_on.add("held out", held_out, images)
+    measured_on = Tests.held_out(held_out, images)
     known = [case for case in labelled if not measured_on.why(Seen.of(case, images))]
     if not known:
         raise ValueError(f"rehearse: no row of {recipe.rehearse!r} has a specialty and is not held out")
@@ -229,14 +228,19 @@ def shared_images(some: Sequence[LabeledCase], others: Sequence[LabeledCase]) ->
     return len(here & there)
 
 
+def hospital_among(specialists: Sequence[str] | None) -> str | None:
+    """The hospital that is named in the place of specialists, if one is."""
+    return specialists[0] if specialists and len(specialists) == 1 and is_hospital(specialists[0]) else None
+
+
 def panel(specialists: Sequence[str] | None, cases: str | None, model: str) -> Panel | Mapping[str, Panel]:
     """The frozen specialists: those that are named, a hospital's, or the default for the cases.
 
     The clinic's doctors can only read the clinic's images; on other cases the policy itself, sampled three times,
     stands in.
     """
-    if not specialists and cases in (None, FAINT):
+    if not specialists and cases in (None, CLINIC, FAINT):
         return list(DOCTORS)
-    if specialists and len(specialists) == 1 and is_hospital(specialists[0]):
-        return open_hospital(specialists[0]).specialists(tuple(SPECIALTIES), len(DOCTORS), Loader())
+    if hospital := hospital_among(specialists):
+        return open_hospital(hospital).specialists(tuple(SPECIALTIES), len(DOCTORS), Loader())
     return [sampled(load_model(name)) for name in (specialists or [model_string(model)] * len(DOCTORS))]

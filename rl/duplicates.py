@@ -125,6 +125,13 @@ class Tests:
         self._pictures: dict[str, str] = {}
         self._texts: dict[str, Texts] = {}
 
+    @classmethod
+    def held_out(cls, cases: Iterable[LabeledCase], store: ImageStore) -> "Tests":
+        """The cases that a run holds out of its own, which are split by image."""
+        tests = cls(by_picture=True)
+        tests.add("held out", cases, store)
+        return tests
+
     def add(self, name: str, cases: Iterable[LabeledCase], store: ImageStore) -> int:
         """Remember a split's cases.
 

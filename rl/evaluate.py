@@ -25,10 +25,10 @@ from langgraph.types import RetryPolicy
 from rich.table import Table
 from transformers import set_seed
 
-from mmedagent_graph.hospital import is_hospital
 from mmedagent_graph.images import ImageStore
 from rl.answers import answers_at
-from rl.cohort import CLINIC, FAINT, measured
+from rl.clinic.doctors import DOCTOR_NAMES
+from rl.cohort import CLINIC, FAINT, hospital_among, measured
 from rl.contest import Contest, Entry, Means
 from rl.curriculum import TIERS
 from rl.datasets import is_benchmark
@@ -280,14 +280,13 @@ def _systems(given: argparse.Namespace) -> dict[str, System]:
     if given.systems:
         return read_systems(given.systems)
     made_up = {*given.cases} <= {CLINIC, FAINT}
-    own = [f"clinic:doctor-{number}" for number in (1, 2, 3)] if made_up else ["clinic:base"] * 3
-    named = given.specialists or own
-    panel: dict[str, Any] = {"specialists": named}
-    if len(named) == 1 and is_hospital(named[0]):
-        panel = {"hospital": named[0]}
+    own = DOCTOR_NAMES if made_up else ["clinic:base"] * 3
+    hospital = hospital_among(given.specialists)
+    specialists = None if hospital else given.specialists or own
     votes = None if given.votes == 1 else given.votes
     attending = given.model if re.match(r"\w+:", given.model) else model_string(given.model)
-    return {CONSULTATION: System(system="mmedagent", triage=given.triage, attending=attending, votes=votes, **panel)}
+    who = {"hospital": hospital, "triage": given.triage, "specialists": specialists, "attending": attending}
+    return {CONSULTATION: System(system="mmedagent", **who, votes=votes)}
 
 
 def _reference(named: str | None, systems: Mapping[str, System]) -> str:

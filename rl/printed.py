@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rl.statistics import Figure
+
 WIDTH = 150
 """Characters of a table at least, also where its reader is no terminal."""
 
@@ -24,6 +26,14 @@ def percent(figure: Mapping[str, Any], interval: bool = True) -> str:
         return "-"
     said = f"{100 * figure['value']:.1f}"
     return f"{said} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]" if interval else said
+
+
+def plus_minus(figure: Figure, sign: str = "") -> str:
+    """A mean with half the width of its interval, as it is; `-` where it is not known."""
+    if figure.value is None:
+        return "-"
+    half = "" if figure.high is None else f" ± {figure.high - figure.value:.1f}"
+    return f"{figure.value:{sign}.1f}{half}"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:

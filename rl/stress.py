@@ -281,8 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", required=True, help="model strings of the attendings")
     parser.add_argument("--triage", default="clinic:base", help="model string of the triage doctor")
-    parser.add_argument("--specialists", nargs="+", help="model strings, one for each doctor")
-    parser.add_argument("--cases", default=CLINIC, help="JSONL file, or a benchmark; default: the clinic's own")
+    parser.add_argument("--specialists", nargs="+", help="model strings, one for each doctor, or a hospital")
+    parser.add_argument("--cases", default=CLINIC, help="JSONL file, a benchmark, or faint; default: the clinic's own")
     parser.add_argument("--split", help="only the rows of this split")
     parser.add_argument("--size", type=int, default=800, help="how many of the clinic's cases")
     parser.add_argument("--seed", type=int, default=0, help="of the clinic's cases")
@@ -306,7 +306,7 @@ async def _stressed(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     cases = [case for case in known if case.options]  # the others have no wrong answer to plant
     if not cases:
         raise ValueError(f"cases: none of {given.cases!r} has options")
-    specialists = panel(given.specialists, None if given.cases == CLINIC else given.cases, "clinic:base")
+    specialists = panel(given.specialists, given.cases, "clinic:base")
     answers = answers_at(given.out / "answers.db", given.seed) if given.out else None
     rollout = Rollout(triage=given.triage, specialists=specialists, images=images, answers=answers)
     upstream = await roll_upstream(rollout, cases)

@@ -149,8 +149,7 @@ class Imitating(Experiment):
 
     def _traces(self) -> list[Trace]:
         """The specialty's expert traces, without those of held-out cases: by their pictures, or else their words."""
-        measured_on = Tests(by_picture=True)
-        measured_on.add("held out", self.held_out, self.images)
+        measured_on = Tests.held_out(self.held_out, self.images)
         told = read_expert_traces(str(self.recipe.traces), "train", self.images)
         mine = [one for one in told if self.recipe.specialty in (None, one.specialty)]
         kept = [one for one in mine if not measured_on.why(Seen.of(case_of_expert(one), self.images))]

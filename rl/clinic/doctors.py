@@ -100,3 +100,5 @@ class ClinicTeacher(_Simulated):
 
 DOCTORS = [ClinicDoctor(doctor=number) for number in (1, 2, 3)]
 """The panel: three doctors who err independently, given the case."""
+DOCTOR_NAMES = [f"clinic:doctor-{one.doctor}" for one in DOCTORS]
+"""Their model strings."""
